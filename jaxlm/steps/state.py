@@ -32,20 +32,26 @@ def create(model, optimizer, seed: int) -> TrainState:
     return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
 
 
+def _is_masked(x) -> bool:
+    """Where an optimizer for some of the parameters has no state for this one."""
+    return isinstance(x, optax.MaskedNode)
+
+
 def abstract(model, optimizer, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of the state, without making it."""
     state = jax.eval_shape(lambda: create(model, optimizer, 0))
     whole = sharding.replicated(mesh)
     params = sharding.tree_shardings(mesh, transformer.specs(model), state.params)
     tx = optimizers.build(optimizer, transformer.specs(model), 0, 1)
-    like_params = optax.tree.map_params(
-        tx,
+
+    def like(leaf, p, s):
+        if _is_masked(leaf):
+            return leaf
         # A factored moment is smaller than its parameter and cannot take its sharding.
-        lambda leaf, p, s: s if leaf.shape == p.shape else whole,
-        state.opt_state,
-        state.params,
-        params,
-        transform_non_params=lambda _: whole,
+        return s if leaf.shape == p.shape else whole
+
+    like_params = optax.tree.map_params(
+        tx, like, state.opt_state, state.params, params, transform_non_params=lambda _: whole, is_leaf=_is_masked
     )
     shardings = TrainState(params, like_params, whole, whole)
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)

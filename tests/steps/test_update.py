@@ -16,7 +16,7 @@ from jaxlm import config, sharding
 from jaxlm.data.trajectory import Trajectory
 from jaxlm.nn import transformer
 from jaxlm.nn.transformer import ModelConfig, Precision
-from jaxlm.optim.optimizers import AdamW
+from jaxlm.optim.optimizers import Adafactor, AdamW, Lion, Muon
 from jaxlm.optim.schedules import Constant
 from jaxlm.steps import pretrain, state, update
 from jaxlm.steps.update import Train
@@ -118,6 +118,17 @@ def test_parameters_and_moments_are_spread_not_copied():
     for tree in (s.params, s.opt_state[0].mu):
         q = tree["backbone"]["blocks"]["0"]["attention"]["q"]["kernel"]
         assert q.addressable_shards[0].data.size == q.size // 8
+
+
+@pytest.mark.parametrize("kind", [Muon, Lion, Adafactor])
+def test_every_optimizer_has_a_state_on_a_mesh_and_steps(kind):
+    """Muon keeps no state for what it leaves to AdamW, and Adafactor's moments are smaller than its parameters."""
+    mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=4, tensor=2))
+    s, metrics = one_step(make_batch(), mesh, optimizer=kind(schedule=Constant()))
+    described = state.abstract(MODEL, kind(schedule=Constant()), mesh)
+    assert jax.tree.structure(s) == jax.tree.structure(described)
+    assert [x.shape for x in jax.tree.leaves(s)] == [x.shape for x in jax.tree.leaves(described)]
+    assert np.isfinite(metrics["loss"]) and int(s.skipped) == 0
 
 
 def test_clipping_scales_the_whole_gradient_to_the_norm():
