@@ -2,12 +2,18 @@
 
 from dataclasses import replace
 
-from jaxlm.config import edit, override
+from jaxlm.config import UserError, edit, override
 from jaxlm.data.tokenizer import SentencePiece
-from jaxlm.nn.transformer import FanInInit, LayerNorm, RMSNorm, Rope, flops_per_token
+from jaxlm.nn.transformer import FanInInit, LayerNorm, ModelConfig, RMSNorm, Rope, flops_per_token
 from jaxlm.optim.optimizers import AdamW, Muon
 from jaxlm.optim.schedules import Linear
 from jaxlm.run.experiment import Experiment
+
+
+def _own_model(e: Experiment) -> ModelConfig:
+    if e.model is None:
+        raise UserError("this edit changes a model, which the definition leaves to its parent")
+    return e.model
 
 
 @edit
@@ -81,13 +87,13 @@ def muon(e: Experiment) -> Experiment:
 @edit
 def swiglu_to_gelu(e: Experiment) -> Experiment:
     """A plain GELU MLP, 4 times as wide as the model, in place of the gated one: the same matmul work."""
-    return override(e, {"model.gated": False, "model.activation": "gelu", "model.hidden": 4 * e.model.width})
+    return override(e, {"model.gated": False, "model.activation": "gelu", "model.hidden": 4 * _own_model(e).width})
 
 
 @edit
 def half_depth_double_width(e: Experiment) -> Experiment:
     """Half the layers, twice the width, heads and hidden width; steps shrink so that training FLOPs stay the same."""
-    m = e.model
+    m = _own_model(e)
     wide = replace(
         m,
         layers=max(1, m.layers // 2),

@@ -24,8 +24,8 @@ from absl import flags
 
 from jaxlm import storage
 from jaxlm.config import UserError
-from jaxlm.data.prepare import prepare
 from jaxlm.run import evals, tasks
+from jaxlm.run.experiment import prepared
 from jaxlm.run.load import load_run
 from jaxlm.run.train import use_compilation_cache
 from launch import common
@@ -51,7 +51,7 @@ def main() -> int:
         raise UserError("--workdir=DIR is missing: the folder of a trained run")
     use_compilation_cache()
     run = load_run(WORKDIR.value, STEP.value)
-    valid = prepare(run.data).valid
+    valid = prepared(run.data).valid
     out = storage.path(WORKDIR.value) / "eval" / SUITE.value
     results = evals.run_suite(run, SUITE.value, tasks.heldout(run, valid), out, SEED.value, LIMIT.value)
     print(json.dumps(results) if JSON.value else f"step {run.step}\n{evals.table(results)}")

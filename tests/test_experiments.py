@@ -15,7 +15,9 @@ REFRESH = "if the change is meant: python -m tests.goldens.make_experiments"
 
 
 def bound(e: Experiment) -> Experiment:
-    """The definition with a vocabulary, as training binds it."""
+    """The definition with a model and a vocabulary, as training binds them; a child's model is its parent's."""
+    if e.model is None:
+        e = dataclasses.replace(e, model=config.resolve("pretrain_tiny").model)
     return config.override(e, {"model.vocab_size": e.model.vocab_size or 512})
 
 

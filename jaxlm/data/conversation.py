@@ -251,6 +251,7 @@ def render_each(
     counts: Rendered | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """`render` of each conversation that has something to train on and fits, in order; the rest is counted."""
+    _check_roles(train_on)
     counts = Rendered() if counts is None else counts
     for conversation in conversations:
         if not any(_is_trained(m, train_on) for m in conversation.messages):

@@ -5,8 +5,9 @@ stream's tokens [i * context, (i + 1) * context], both ends included: a row begi
 before, which was scored there. A document that crosses a row's end goes on in the next row, without the attention and
 the positions of its first part. Only the last row has padding. The rows do not depend on the number of workers.
 
-A record holds the row's tokens (uint16, or uint32 for a vocabulary above 65,536), then the lengths of its segments as
-uint32. Legend: N rows, T = context + 1. Nothing here imports jax: workers start fast.
+A record holds the row's tokens (uint16, or uint32 for a vocabulary above 65,536), then, where not every token is scored
+(see `chat.py`), the bits of its loss mask, then the lengths of its segments as uint32. Legend: N rows, T = context + 1.
+Nothing here imports jax: workers start fast.
 """
 
 import dataclasses
@@ -125,31 +126,43 @@ class _Rows:
         firsts, lasts = np.searchsorted(self._starts, [begins + 1, ends])
         for begin, end, first, last in zip(begins, ends, firsts, lasts):
             tokens = self._left[begin:end]
-            if len(tokens) <= self._context:
-                tokens = np.pad(tokens, (0, self._context + 1 - len(tokens)), constant_values=self._pad)
             if first == last:
                 lengths = np.array([end - begin], np.uint32)
             else:  # a document without tokens begins where the next one does: unique drops it
                 edges = np.concatenate([[begin], np.unique(self._starts[first:last]), [end]])
                 lengths = np.diff(edges).astype(np.uint32)
-            self._writer.write(tokens.tobytes() + lengths.tobytes())
+            self._writer.write(encode_row(tokens, lengths, self._context + 1, self._pad, tokens.dtype))
             self.scored += int(end - begin) - len(lengths)
         self.rows += len(begins)
 
 
-def rows_from(records: list[bytes], context: int, dtype: str) -> dict[str, np.ndarray]:
+def encode_row(tokens: np.ndarray, lengths: np.ndarray, width: int, pad: int, dtype, mask=None) -> bytes:
+    """A record of at most `width` tokens: filled up with padding, the bits of the loss mask where one is given, and the
+    lengths of the segments.
+    """
+    padded = np.pad(tokens.astype(dtype), (0, width - len(tokens)), constant_values=pad)
+    bits = b"" if mask is None else np.packbits(np.pad(mask, (0, width - len(mask)))).tobytes()
+    return padded.tobytes() + bits + lengths.astype(np.uint32).tobytes()
+
+
+def rows_from(records: list[bytes], context: int, dtype: str, masked: bool = False) -> dict[str, np.ndarray]:
     """Unpacks N records: tokens, positions, segments int32 [N,T] and loss_mask bool [N,T], as in `Trajectory`.
 
-    Segments count from 1 in each row, padding is 0; a segment's first token is never scored.
+    Segments count from 1 in each row, padding is 0; a segment's first token is never scored. masked: the records hold
+    a loss mask; otherwise every other token is scored.
     """
     width = context + 1
-    split = width * np.dtype(dtype).itemsize
+    bits = width * np.dtype(dtype).itemsize
+    split = bits + (-(-width // 8) if masked else 0)
     tokens = np.empty((len(records), width), np.int32)
     starts = np.zeros((len(records), width), bool)
     starts[:, 0] = True
+    mask = np.ones((len(records), width), bool)
     filled = np.full(len(records), width)
     for row, record in enumerate(records):
         tokens[row] = np.frombuffer(record, dtype, width)
+        if masked:
+            mask[row] = np.unpackbits(np.frombuffer(record, np.uint8, split - bits, bits), count=width)
         if len(record) > split + 4:
             ends = np.cumsum(np.frombuffer(record, np.uint32, offset=split))
             starts[row, ends[:-1]] = True
@@ -163,7 +176,7 @@ def rows_from(records: list[bytes], context: int, dtype: str) -> dict[str, np.nd
         "tokens": tokens,
         "positions": np.where(valid, places - begins, 0).astype(np.int32),
         "segments": np.where(valid, np.cumsum(starts, axis=1), 0).astype(np.int32),
-        "loss_mask": valid & ~starts,
+        "loss_mask": valid & ~starts & mask,
     }
 
 
@@ -264,11 +277,12 @@ class Reader:
         self._shards = Shards(directory, manifest["files"])
         if len(self._shards) != manifest["rows"]:
             raise UserError(f"{directory} holds {len(self._shards)} rows, its manifest says {manifest['rows']}")
-        self._context, self._dtype = manifest["context"], manifest["dtype"]
+        self._format = {"dtype": manifest["dtype"], "masked": manifest.get("masked", False)}
+        self._context = manifest["context"]
 
     def read(self, indices) -> dict[str, np.ndarray]:
         """The rows at these indices, as `rows_from` gives them."""
-        return rows_from(self._shards.read(indices), self._context, self._dtype)
+        return rows_from(self._shards.read(indices), self._context, **self._format)
 
     def close(self) -> None:
         self._shards.close()

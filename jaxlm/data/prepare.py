@@ -119,16 +119,24 @@ def cache_root(cache: str | None) -> str:
     return os.path.expanduser(cache or os.environ.get("JAXLM_CACHE") or "~/.cache/jaxlm")
 
 
-def _key(*parts) -> str:
+def stage_key(*parts) -> str:
+    """Hex SHA-256 of JSON-able parts: the name of a stage's result."""
     return storage.sha256_text(json.dumps([SCHEMA_VERSION, *parts], sort_keys=True))
 
 
-def _folder(data: Data, stage: str, key: str) -> Path:
-    return Path(cache_root(data.cache)) / stage / key[:24]
+def cache_folder(cache: str | None, stage: str, key: str) -> Path:
+    """Where the result of a stage stands, or will."""
+    return Path(cache_root(cache)) / stage / key[:24]
 
 
 def _sources(data: Data) -> tuple:
     sources = (Files(data.path),) if data.path is not None else data.sources
+    check_sources(sources)
+    return sources
+
+
+def check_sources(sources: tuple) -> None:
+    """`UserError` for no source, a name that is taken or cannot be a folder's, or a weight that is not above 0."""
     if not sources:
         raise UserError("data.sources is empty: name a source, or a file or folder by data.path")
     names = [s.name for s in sources]
@@ -139,7 +147,6 @@ def _sources(data: Data) -> tuple:
             raise UserError(f"source name {source.name!r}: letters, digits, dot, dash and underscore are allowed")
         if not 0 < source.weight < float("inf"):
             raise UserError(f"the weight of source {source.name} must be above 0, got {source.weight}")
-    return sources
 
 
 def _curation(data: Data, sources: tuple) -> Curation | None:
@@ -163,8 +170,8 @@ def curated(data: Data, progress: bool = True) -> Curated:
     sources = _sources(data)
     curation = _curation(data, sources)
     steps = None if curation is None else curation_fingerprint(curation)
-    key = _key("curated", [[s.name, type(s).__name__, fingerprint(s)] for s in sources], steps)
-    folder = _folder(data, "curated", key)
+    key = stage_key("curated", [[s.name, type(s).__name__, fingerprint(s)] for s in sources], steps)
+    folder = cache_folder(data.cache, "curated", key)
     if not folder.is_dir():
         with building(folder) as temporary:
             _curate(sources, curation, data.workers, temporary, progress)
@@ -259,7 +266,9 @@ def tokenizer_for(data: Data, progress: bool = True) -> Tokenizer:
     found = curated(data, progress)
     whole = isinstance(data.tokenizer, Chars)
     about = [] if whole else [config.to_dict(data.split), data.seed, sentencepiece.__version__]
-    folder = _folder(data, "tokenizer", _key("tokenizer", found.hash, config.to_dict(data.tokenizer), *about))
+    folder = cache_folder(
+        data.cache, "tokenizer", stage_key("tokenizer", found.hash, config.to_dict(data.tokenizer), *about)
+    )
     if not folder.is_dir():
         sides = (False, True) if whole else (False,)
         texts = (d.text for name in found.sources for valid in sides for d in _side(found, data.split, name, valid))
@@ -282,8 +291,8 @@ def packed(data: Data, progress: bool = True) -> tuple[dict[str, PackedSet], dic
 
 
 def _packed(data: Data, found: Curated, tokenizer: Tokenizer, progress: bool):
-    key = _key("packed", found.hash, config.to_dict(data.split), tokenizer.hash, data.context)
-    folder = _folder(data, "packed", key)
+    key = stage_key("packed", found.hash, config.to_dict(data.split), tokenizer.hash, data.context)
+    folder = cache_folder(data.cache, "packed", key)
     out = {"train": {}, "valid": {}}
     for source, (side, sets) in itertools.product(_sources(data), out.items()):
         directory, share = folder / side / source.name, data.split.valid_fraction

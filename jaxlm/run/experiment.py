@@ -3,7 +3,8 @@
 import dataclasses
 
 from jaxlm.config import UserError
-from jaxlm.data.prepare import Data
+from jaxlm.data.chat import Chat, prepare_chat
+from jaxlm.data.prepare import Data, Prepared, prepare
 from jaxlm.nn.transformer import ModelConfig
 from jaxlm.optim.optimizers import AdamW, Optimizer
 from jaxlm.run.checkpoint import Checkpointing
@@ -29,7 +30,7 @@ class Experiment:
     """
 
     model: ModelConfig | None
-    data: Data = Data()
+    data: Data | Chat = Data()
     optimizer: Optimizer = AdamW()
     train: Train = Train()
     evaluation: Evaluation = Evaluation()
@@ -37,6 +38,11 @@ class Experiment:
     mesh: MeshConfig = MeshConfig()
     parent: str | None = None
     seed: int = 0  # of everything random in the run: initial values, the order of rows, dropout
+
+
+def prepared(data: Data | Chat, progress: bool = True) -> Prepared:
+    """Packed rows of either kind of data: text to continue, or conversations to answer in."""
+    return prepare_chat(data, progress) if isinstance(data, Chat) else prepare(data, progress)
 
 
 def validate(e: Experiment, batch_shards: int) -> None:

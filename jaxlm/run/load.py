@@ -5,6 +5,7 @@ import dataclasses
 from jaxlm import config, storage
 from jaxlm.config import UserError
 from jaxlm.data import tokenizer as tokenizers
+from jaxlm.data.chat import Chat
 from jaxlm.data.prepare import Data, marks_documents
 from jaxlm.data.tokenizer import Saved
 from jaxlm.nn import transformer
@@ -24,14 +25,15 @@ class Run:
     step: int
 
     @property
-    def data(self) -> Data:
+    def data(self) -> Data | Chat:
         """The definition of its data, with the tokenizer as it was saved: not trained again, whatever has changed."""
         return dataclasses.replace(self.experiment.data, tokenizer=Saved(str(storage.path(self.workdir) / "tokenizer")))
 
     def encode(self, text: str) -> list[int]:
         """Ids of a prompt as training saw the beginning of a document: after the start token, where there is one."""
         ids = self.tokenizer.encode(text)
-        starts = marks_documents(self.experiment.data.split) and self.tokenizer.bos is not None
+        data = self.experiment.data
+        starts = (isinstance(data, Chat) or marks_documents(data.split)) and self.tokenizer.bos is not None
         return [self.tokenizer.bos, *ids] if starts else ids
 
 

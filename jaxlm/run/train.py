@@ -9,21 +9,21 @@ import jax.numpy as jnp
 
 from jaxlm import config, sharding, storage
 from jaxlm.config import UserError
-from jaxlm.data import prepare
 from jaxlm.data import tokenizer as tokenizers
 from jaxlm.data.loader import Loader, evaluation_batches
+from jaxlm.data.prepare import cache_root
 from jaxlm.data.tokenizer import Saved
 from jaxlm.nn import flops, transformer
 from jaxlm.run import checkpoint, lineage, load, loop, report
 from jaxlm.run.checkpoint import Checkpoints
-from jaxlm.run.experiment import Experiment, validate
+from jaxlm.run.experiment import Experiment, prepared, validate
 from jaxlm.run.log import MetricsLog, Progress, peak_flops
 from jaxlm.steps import pretrain, state, update
 
 
 def use_compilation_cache(folder=None) -> None:
     """Keeps compiled programs on disk, in $JAXLM_CACHE/xla or ~/.cache/jaxlm/xla, so that a second run starts fast."""
-    folder = folder or os.path.join(prepare.cache_root(None), "xla")
+    folder = folder or os.path.join(cache_root(None), "xla")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
@@ -119,7 +119,7 @@ def train(e: Experiment, workdir, base: Experiment | None = None) -> int:
     mesh = sharding.make_mesh(e.mesh)
     validate(e, mesh.shape["replica"] * mesh.shape["fsdp"])
     lineage.check_same_experiment(workdir, e)
-    data = prepare.prepare(e.data)
+    data = prepared(e.data)
     tokenizer, e = data.tokenizer, bind(e, data.tokenizer.vocab_size)
     transformer.validate(e.model)
     lineage.check_same_experiment(workdir, e)

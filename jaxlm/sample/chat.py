@@ -21,7 +21,7 @@ def reply(
     params,
     tokenizer,
     conversations: Sequence[Conversation],
-    sampling: Sampling | Sequence[Sampling] = Sampling(),
+    sampling: Sampling | Sequence[Sampling],
     *,
     limit: int | None = None,
     sample_ids: Sequence[int] | None = None,
