@@ -8,7 +8,7 @@ import pytest
 from tests.source import ROOT, import_graph, imports
 
 FLOORS = (
-    ("jaxlm.config", "jaxlm.storage", "jaxlm.tree", "jaxlm.masked", "jaxlm.sharding", "jaxlm.rng"),
+    ("jaxlm.config", "jaxlm.storage", "jaxlm.tree", "jaxlm.masked", "jaxlm.estimates", "jaxlm.sharding", "jaxlm.rng"),
     ("jaxlm.nn", "jaxlm.optim", "jaxlm.losses", "jaxlm.rl"),
     ("jaxlm.data", "jaxlm.sample", "jaxlm.tools", "jaxlm.feedback"),
     ("jaxlm.steps",),

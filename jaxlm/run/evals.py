@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +21,13 @@ from absl import logging
 from jaxlm import storage
 from jaxlm.config import UserError, nearest
 from jaxlm.data.trajectory import Trajectory
+from jaxlm.estimates import Estimate, proportion, ratio
 from jaxlm.run.load import Run
 from jaxlm.sample.engine import Sampling, generate
 from jaxlm.sample.score import score
 from jaxlm.steps import pretrain
 
 SCHEMA_VERSION = 1
-Z95 = 1.959964  # two-sided 95% of the normal distribution
 SUITES: dict[str, tuple["Task", ...]] = {}
 
 
@@ -87,35 +87,6 @@ class Task:
 def register(suite: str, *tasks: Task) -> None:
     """Adds a suite under a name; `launch.eval --suite=NAME` finds it."""
     SUITES[suite] = tasks
-
-
-# ------------------------------------------------------------------------------------------------------- the estimates
-@dataclasses.dataclass(frozen=True)
-class Estimate:
-    """A mean over items with its standard error, a 95% interval and what chance would give."""
-
-    value: float
-    stderr: float
-    low: float
-    high: float
-    chance: float | None
-    n: int
-
-
-def proportion(values: Sequence[float], chance: float | None) -> Estimate:
-    """Mean of scores in 0..1. The interval is Wilson's, which holds up near 0 and 1 and for few items."""
-    n, p = len(values), float(np.mean(values))
-    center, spread = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n), Z95 / (1 + Z95**2 / n)
-    half = spread * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n))
-    return Estimate(p, math.sqrt(p * (1 - p) / n), max(0.0, center - half), min(1.0, center + half), chance, n)
-
-
-def ratio(numerators: Sequence[float], denominators: Sequence[float], chance: float | None) -> Estimate:
-    """Sum over sum, such as nats per byte, with the delta method's error over items (rows) and a normal interval."""
-    a, b = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
-    n, value = len(a), float(a.sum() / b.sum())
-    stderr = float(np.sqrt(np.sum((a - value * b) ** 2) * n / max(n - 1, 1)) / b.sum())
-    return Estimate(value, stderr, value - Z95 * stderr, value + Z95 * stderr, chance, n)
 
 
 # ----------------------------------------------------------------------------------------------------------- the kinds
