@@ -1,11 +1,17 @@
-"""An assistant's turn: conversations in, messages out, through the decoder."""
+"""An assistant's turn: conversations in, messages out, through the decoder, with tools where there are any."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from jaxlm.data.conversation import END, MARKS, Conversation, Message, prompt_ids, read_completion
+import jax
+
+from jaxlm.config import UserError
+from jaxlm.data.conversation import END, MARKS, Conversation, Message, prompt_ids, read_call, read_completion
 from jaxlm.nn.transformer import ModelConfig
-from jaxlm.sample.engine import Completion, Sampling, generate
+from jaxlm.sample.engine import CHUNK, Completion, OnTokens, Respond, Sampling, generate, max_new_tokens
+from jaxlm.tools import Counters, Tool, call, shorten
+
+DEFAULT = Sampling()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,30 +27,100 @@ def reply(
     params,
     tokenizer,
     conversations: Sequence[Conversation],
-    sampling: Sampling | Sequence[Sampling],
+    sampling: Sampling | Sequence[Sampling] = DEFAULT,
     *,
     limit: int | None = None,
     sample_ids: Sequence[int] | None = None,
     slots: int | None = None,
+    tools: Mapping[str, Tool] | None = None,
+    counters: Counters | None = None,
+    max_calls: int = 4,
+    on_tokens: OnTokens | None = None,
+    chunk: int = CHUNK,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> list[Reply]:
-    """The next assistant turn of each conversation, in order.
+    """The next assistant turn of each conversation, in order. The end of a turn stops it, and the model may think.
 
-    `sampling`, `sample_ids` and `slots` as in `generate`; the end of a turn stops, and the model may think. `limit`:
-    most tokens of prompt and reply together, such as the trained context: older exchanges are dropped to fit.
+    Args:
+      sampling, sample_ids, slots, on_tokens, chunk, mesh: as in `generate`.
+      limit: most tokens of prompt and reply together, such as the trained context: older exchanges are dropped to fit,
+        and tool results get the room that the prompt and max_tokens leave: a quarter of `limit`, if dropping gives it.
+      tools: what the model may call, by name; without them it cannot write a call. A call is run when its closing
+        symbol comes, its result is put in as forced tokens, and the turn goes on. Results are shortened to what is
+        left of `Sampling.max_forced`. Several conversations' calls run at once, in threads.
+      counters: count the calls that were run.
+      max_calls: calls a turn; those beyond get an error for a result, and are not run.
     """
     control = tokenizer.control
+    opening, closing = ((control[m] for m in marks) for marks in zip(*(MARKS[k] for k in ("thinking", "tool_call"))))
+    think, call_begins = opening
+    unthink, call_ends = closing
     settings = [sampling] * len(conversations) if isinstance(sampling, Sampling) else list(sampling)
+
+    def prompt_of(c: Conversation, s: Sampling) -> list[int]:
+        if limit is None:
+            return prompt_ids(c, tokenizer)
+        if tools is not None:
+            try:
+                return prompt_ids(c, tokenizer, limit - s.max_tokens - min(s.max_forced, limit // 4))
+            except UserError:  # then without room for results, if need be
+                pass
+        return prompt_ids(c, tokenizer, limit - s.max_tokens)
+
+    def room(prompt: list[int], s: Sampling) -> int:
+        most = [n for n in (limit, max_new_tokens(cfg, 0)) if n is not None]
+        return max(0, min([s.max_forced, *(n - len(prompt) - s.max_tokens for n in most)]))
+
+    prompts = [prompt_of(c, s) for c, s in zip(conversations, settings, strict=True)]
     settings = [
         dataclasses.replace(
             s,
-            stop_ids=(*s.stop_ids, control[END]),
-            control_ids=(*s.control_ids, *(control[m] for m in MARKS["thinking"])),
+            stop_ids=(*s.stop_ids, control[END], *([] if tools is None else [call_ends])),
+            control_ids=(*s.control_ids, think, unthink, *([] if tools is None else [call_begins])),
+            max_forced=room(p, s),
         )
-        for s in settings
+        for p, s in zip(prompts, settings)
     ]
-    prompts = [
-        prompt_ids(c, tokenizer, None if limit is None else limit - s.max_tokens)
-        for c, s in zip(conversations, settings, strict=True)
-    ]
-    completions = generate(cfg, params, tokenizer, prompts, settings, sample_ids, slots)
+    respond = None if tools is None else _responder(tokenizer, settings, tools, counters, max_calls)
+    completions = generate(
+        cfg, params, tokenizer, prompts, settings, sample_ids, slots,
+        respond=respond, on_tokens=on_tokens, chunk=chunk, mesh=mesh,
+    )  # fmt: skip
     return [Reply(read_completion(c.ids, tokenizer), c) for c in completions]
+
+
+def _responder(tokenizer, settings: Sequence[Sampling], tools, counters: Counters | None, max_calls: int) -> Respond:
+    """The `respond` of `generate`: what a turn's ids say is all that it knows, so calls may come in any order."""
+    (_, call_ends), around = (tuple(tokenizer.control[m] for m in MARKS[k]) for k in ("tool_call", "tool_result"))
+
+    def result(parts) -> str:
+        if sum(p.kind == "tool_result" for p in parts) >= max_calls:
+            return f"error: no more than {max_calls} calls in one turn"
+        if not parts or parts[-1].kind != "tool_call":
+            return f"error: {MARKS['tool_call'][1]} without {MARKS['tool_call'][0]}"
+        name, argument = read_call(parts[-1].text)
+        return call(tools, name, argument, counters).text
+
+    def respond(index: int, ids: list[int]) -> list[int] | None:
+        if ids[-1] != call_ends:
+            return None
+        parts = read_completion(ids, tokenizer).parts
+        forced = sum(len(p.ids) + len(around) for p in parts if p.kind == "tool_result")
+        room = settings[index].max_forced - forced - len(around)
+        return [around[0], *_encode_within(tokenizer, result(parts), room), around[1]]
+
+    return respond
+
+
+def _encode_within(tokenizer, text: str, room: int) -> list[int]:
+    """Ids of a text, whose middle is left out where they would be more than `room`."""
+    size, ids = len(text), tokenizer.encode(text)
+    while len(ids) > max(room, 0):
+        size = size * max(room, 0) // len(ids)
+        ids = tokenizer.encode(shorten(text, size))
+    return ids
+
+
+def calls(message: Message) -> int:
+    """How many tools the model called in a message."""
+    return sum(p.kind == "tool_call" for p in message.parts)

@@ -13,14 +13,15 @@ import numpy as np
 from jaxlm.config import UserError
 from jaxlm.losses import lm
 from jaxlm.nn.transformer import ModelConfig, apply
-from jaxlm.sample.engine import MIN_PROMPT_BUCKET, bucket, max_new_tokens, prompt_layout
+from jaxlm.sample.engine import MIN_PROMPT_BUCKET, bucket, max_new_tokens
+from jaxlm.sample.slots import layout
 
 CHUNK = 1024  # positions whose logits exist at once
 
 
 @functools.partial(jax.jit, static_argnames=("cfg",))
 def _score(cfg, params, tokens_BT: jax.Array, lengths_B: jax.Array) -> jax.Array:
-    positions_BT, segments_BT = prompt_layout(tokens_BT, lengths_B)
+    positions_BT, segments_BT = layout(tokens_BT, lengths_B)
     hidden_BTD, _, _ = apply(cfg, params, tokens_BT[:, :-1], positions_BT[:, :-1], segments_BT[:, :-1])
     return lm.token_logprobs(cfg, params, hidden_BTD, tokens_BT[:, 1:], CHUNK)[0]
 

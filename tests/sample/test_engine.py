@@ -12,7 +12,7 @@ from jaxlm import rng
 from jaxlm.config import UserError
 from jaxlm.data.tokenizer import BytesTokenizer
 from jaxlm.nn.transformer import LearnedPositions, ModelConfig, abstract, apply, unembed
-from jaxlm.sample import engine
+from jaxlm.sample import engine, slots
 from jaxlm.sample.engine import Sampling, generate, next_token_distribution
 from jaxlm.sample.score import score
 
@@ -142,10 +142,10 @@ def test_waves_keep_the_order(params):
 
 def test_settings_do_not_recompile(params):
     run(params, max_tokens=8)
-    before = engine._decode._cache_size(), engine._admit._cache_size()
+    before = slots.decode._cache_size(), slots.prefill._cache_size()
     run(params, max_tokens=9, temperature=0.0, stop_ids=(40, 41))
     run(params, max_tokens=30, top_k=3, top_p=0.5, min_p=0.1, seed=77, stop_strings=("q",))
-    assert (engine._decode._cache_size(), engine._admit._cache_size()) == before
+    assert (slots.decode._cache_size(), slots.prefill._cache_size()) == before
 
 
 def test_stops(params):

@@ -1,0 +1,175 @@
+"""The decoder's device side: a fixed set of slots, prefilled a group at a time and decoded all together.
+
+Every shape hangs on the numbers of slots and group rows and on buckets, never on who is in the batch, so that a row
+meets the same arithmetic whatever its neighbors are. Under `jax.set_mesh` the cache is spread (rows over the batch
+axes, heads over tensor); what the host reads is whole on every device.
+
+B slots, G rows of a prefill, R either, T tokens of a prefill (a bucket), N longest completion (a bucket), S stop ids,
+V padded vocabulary, D model width.
+"""
+
+import functools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from jaxlm import rng
+from jaxlm.nn.cache import cache_specs
+from jaxlm.nn.transformer import ModelConfig, apply, clear, init_cache, padded_vocab, unembed
+from jaxlm.sample.logits import sample
+from jaxlm.sharding import constrain
+
+
+@flax.struct.dataclass
+class Settings:
+    """How each row is sampled."""
+
+    temperature_R: jax.Array
+    top_k_R: jax.Array
+    top_p_R: jax.Array
+    min_p_R: jax.Array
+    limit_R: jax.Array  # length of the completion at which it ends
+    seed_R: jax.Array
+    sample_id_R: jax.Array
+    stop_ids_RS: jax.Array  # padded with -1, which no token is
+    allowed_RV: jax.Array
+
+
+@flax.struct.dataclass
+class Slots:
+    """Everything that the device keeps between two visits of the host."""
+
+    cache: tuple
+    settings: Settings
+    pending_B: jax.Array  # the last token of the completion, which the model has not seen yet
+    position_B: jax.Array  # where it stands
+    count_B: jax.Array  # length of the completion
+    finished_B: jax.Array
+    ids_BN: jax.Array  # the completion, except its forced tokens, which the host knows
+    logprobs_BN: jax.Array
+
+
+def _spread(cfg: ModelConfig, slots: Slots) -> Slots:
+    whole = jax.tree.map(lambda x: constrain(x, (None,) * x.ndim), slots.replace(cache=()))
+    return whole.replace(cache=jax.tree.map(constrain, slots.cache, cache_specs(cfg)))
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "B", "N", "S", "capacity"))
+def empty(cfg: ModelConfig, B: int, N: int, S: int, capacity: int) -> Slots:
+    """Slots that have all finished."""
+    zeros = functools.partial(jnp.zeros, (B,))
+    settings = Settings(
+        temperature_R=zeros(jnp.float32),
+        top_k_R=zeros(jnp.int32),
+        top_p_R=jnp.ones((B,), jnp.float32),
+        min_p_R=zeros(jnp.float32),
+        limit_R=zeros(jnp.int32),
+        seed_R=zeros(jnp.uint32),
+        sample_id_R=zeros(jnp.int32),
+        stop_ids_RS=jnp.full((B, S), -1, jnp.int32),
+        allowed_RV=jnp.ones((B, padded_vocab(cfg)), bool),
+    )
+    slots = Slots(
+        cache=init_cache(cfg, B, capacity),
+        settings=settings,
+        pending_B=zeros(jnp.int32),
+        position_B=zeros(jnp.int32),
+        count_B=zeros(jnp.int32),
+        finished_B=jnp.ones((B,), bool),
+        ids_BN=jnp.zeros((B, N), jnp.int32),
+        logprobs_BN=jnp.zeros((B, N), jnp.float32),
+    )
+    return _spread(cfg, slots)
+
+
+def layout(tokens_BT: jax.Array, lengths_B: jax.Array, start_B: jax.Array | None = None):
+    """(positions, segments) of right-padded rows; padding stands at position 0, which learned positions always have.
+
+    `start_B`: the position of each row's first token, 0 if not given.
+    """
+    index_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1])[None, :], tokens_BT.shape)
+    inside_BT = index_BT < lengths_B[:, None]
+    if start_B is not None:
+        index_BT = start_B[:, None] + index_BT
+    return jnp.where(inside_BT, index_BT, 0), inside_BT.astype(jnp.int32)
+
+
+def _emit(slots: Slots, settings: Settings, slot_R, count_R, logits_RV) -> Slots:
+    """Samples the next token of each row and books it in its slot, as number `count_R` of the completion.
+
+    Rows whose slot is B are of no slot: what they draw goes nowhere.
+    """
+    B = slots.finished_B.shape[0]
+    s, real_R = settings, slot_R < B
+    logits_RV = constrain(logits_RV, ("batch", None))
+    keys_R = jax.vmap(lambda seed, *index: rng.stream_key(jax.random.key(seed), rng.SAMPLE, *index))(
+        s.seed_R, s.sample_id_R, count_R
+    )
+    # Rows of no slot must not switch the filters on for rows that want none (only speed: the values are the same).
+    top_k_R, top_p_R, min_p_R = (
+        jnp.where(real_R, x, off) for x, off in ((s.top_k_R, 0), (s.top_p_R, 1.0), (s.min_p_R, 0.0))
+    )
+    ids_R, logprobs_R = sample(keys_R, logits_RV, s.temperature_R, top_k_R, top_p_R, min_p_R, s.allowed_RV)
+    stopped_R = jnp.any(ids_R[:, None] == s.stop_ids_RS, axis=-1) | (count_R + 1 >= s.limit_R)
+
+    def put(old, new, *place):
+        return old.at[(slot_R, *place)].set(new, mode="drop")
+
+    return slots.replace(
+        pending_B=put(slots.pending_B, ids_R),
+        count_B=put(slots.count_B, count_R + 1),
+        finished_B=put(slots.finished_B, stopped_R),
+        ids_BN=put(slots.ids_BN, ids_R, count_R),
+        logprobs_BN=put(slots.logprobs_BN, logprobs_R, count_R),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("cfg",), donate_argnames=("slots",))
+def prefill(cfg: ModelConfig, params, slots: Slots, settings: Settings, slot_G, tokens_GT, lengths_G, start_G, count_G):
+    """Feeds right-padded tokens to the slots `slot_G` from position `start_G` on, and samples what follows them.
+
+    A start of 0 begins another sequence; a later one goes on with the slot's own. `count_G`: length of the completion
+    so far. Rows that are not needed have slot B and length 0.
+    """
+
+    def put(old, new):
+        return old.at[slot_G].set(new, mode="drop")
+
+    taken = jax.tree.map(lambda x: x.at[slot_G].get(mode="fill", fill_value=0), slots.cache)
+    layouts = layout(tokens_GT, lengths_G, start_G)
+    hidden_GTD, cache, _ = apply(cfg, params, tokens_GT, *layouts, clear(taken, start_G == 0))
+    last_G11 = jnp.maximum(lengths_G - 1, 0)[:, None, None]
+    logits_GV = unembed(cfg, params, jnp.take_along_axis(hidden_GTD, last_G11, axis=1)[:, 0])
+    slots = slots.replace(
+        cache=jax.tree.map(put, slots.cache, cache),
+        settings=jax.tree.map(put, slots.settings, settings),
+        position_B=put(slots.position_B, start_G + lengths_G),
+    )
+    return _spread(cfg, _emit(slots, settings, slot_G, count_G, logits_GV))
+
+
+@functools.partial(jax.jit, static_argnames=("cfg",), donate_argnames=("slots",))
+def decode(cfg: ModelConfig, params, slots: Slots, idle_B: jax.Array, steps: jax.Array, leave: jax.Array) -> Slots:
+    """Up to `steps` tokens more for every slot that has not finished; ends early when `leave` slots have.
+
+    `idle_B`: the slots in which there is nothing to go on with, whatever the device believes; they count as finished.
+    """
+    B = slots.finished_B.shape[0]
+    slots = slots.replace(finished_B=slots.finished_B | idle_B)
+
+    def more(carry):
+        step, slots = carry
+        return (step < steps) & (jnp.sum(slots.finished_B) < leave)
+
+    def body(carry):
+        step, slots = carry
+        live_B = ~slots.finished_B
+        layouts = slots.position_B[:, None], live_B[:, None].astype(jnp.int32)
+        hidden_B1D, cache, _ = apply(cfg, params, slots.pending_B[:, None], *layouts, slots.cache)
+        logits_BV = unembed(cfg, params, hidden_B1D[:, 0])
+        slots = slots.replace(cache=cache, position_B=slots.position_B + live_B)
+        slot_B = jnp.where(live_B, jnp.arange(B), B)
+        return step + 1, _spread(cfg, _emit(slots, slots.settings, slot_B, slots.count_B, logits_BV))
+
+    return jax.lax.while_loop(more, body, (jnp.int32(0), slots))[1]
