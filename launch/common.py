@@ -1,13 +1,17 @@
 """What every launch program shares: flags, one-line errors, exit codes."""
 
 import os
+import pathlib
 import sys
+from collections.abc import Sequence
 
 from absl import app, flags, logging
 
-from jaxlm.config import UserError
+from jaxlm.config import UserError, nearest
+from jaxlm.tools import Tool, build_index, calculator_tool, python_tool, registry, search_tool
 
 EXIT_BAD_INPUT = 2
+TOOLS = ("calculator", "python", "search")
 
 
 def run(main) -> None:
@@ -40,3 +44,25 @@ def run(main) -> None:
 def fail(message: str) -> None:
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(EXIT_BAD_INPUT)
+
+
+def tools(names: Sequence[str], index: str | os.PathLike | None, scratch: str | os.PathLike) -> dict[str, Tool]:
+    """Tools by name, in the order given.
+
+    index: for search, which shows the best passage: a folder of texts, whose index goes into the folder `scratch`, or
+    an index already made. Raises `UserError` for an unknown name, a missing index, and where python cannot be isolated.
+    """
+    made = []
+    for name in names:
+        if name not in TOOLS:
+            raise UserError(f"--tools: unknown tool {name!r}; {nearest(name, TOOLS)}")
+        if name == "search":
+            if index is None:
+                raise UserError("--tools=search needs --index=FOLDER: the texts to search")
+            if pathlib.Path(index).is_dir():
+                build_index(index, pathlib.Path(scratch) / "index.db")
+                index = pathlib.Path(scratch) / "index.db"
+            made.append(search_tool(index, k=1))
+        else:
+            made.append(calculator_tool() if name == "calculator" else python_tool())
+    return registry(made)

@@ -2,6 +2,7 @@
 
 usage:
   python -m launch.eval --workdir=DIR --suite=NAME [options]
+  python -m launch.eval --workdir=DIR --suite=world|shots [--tools=calculator,python,search] [--world=DIR] [options]
   python -m launch.eval --list                                     suites and their tasks
 
 The table has a line a metric: the value, its standard error over items, a 95% interval (Wilson's for accuracies and
@@ -9,24 +10,35 @@ scores, normal for losses), and what chance gives: one over the number of choice
 generation task, the uniform distribution over the vocabulary for losses. Results of two versions of a task must not be
 compared. Held-out text is the run's own validation split.
 
+The suites world and shots ask questions about the World that the run, or one that it came from, was trained on
+(--world=DIR: that another run was trained on): of its held-out side, with exact truth, chat models in conversations and
+base models in text. world asks each kind once; --tools offers tools, named in the order in which training named them,
+with search over what the world tells nowhere else, and says whether they were called where one is needed. shots asks
+with 0 to 8 examples before the question, with and without the steps of their solutions, and draws shots.png.
+
 examples:
   python -m launch.eval --workdir=runs/a1 --suite=heldout
   python -m launch.eval --workdir=runs/a1 --suite=python --limit=50 --json
+  python -m launch.eval --workdir=runs/sft --suite=world --tools=calculator,python
+  python -m launch.eval --workdir=runs/sft --suite=shots --limit=20
 
 In the workdir: eval/SUITE/TASK.jsonl with one object an item (prompt, choices or text, log-probabilities, verdict), and
-eval/SUITE/results.json. Exit codes: 0 done; 2 bad input.
+eval/SUITE/results.json (with tools, eval/world_tools). Exit codes: 0 done; 2 bad input.
 """
 
 import json
+import pathlib
 import sys
+import tempfile
 
 from absl import flags
 
 from jaxlm import storage
-from jaxlm.config import UserError
-from jaxlm.run import evals, tasks
+from jaxlm.config import UserError, nearest
+from jaxlm.data.world.talk import index_files
+from jaxlm.run import evals, tasks, world_tasks
 from jaxlm.run.experiment import prepared
-from jaxlm.run.load import load_run
+from jaxlm.run.load import Run, load_experiment, load_run
 from jaxlm.run.train import use_compilation_cache
 from launch import common
 
@@ -35,25 +47,48 @@ STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; the newest good on
 SUITE = flags.DEFINE_string("suite", None, "Name of the suite; --list shows them.")
 LIMIT = flags.DEFINE_integer("limit", None, "At most this many items a task (rows a source); all when not given.", 1)
 SEED = flags.DEFINE_integer("seed", 0, "Of the choice of items and wrong answers.", lower_bound=0)
+TOOLS = flags.DEFINE_list("tools", [], f"Offered in the suites of the world: {', '.join(common.TOOLS)}.")
+WORLD = flags.DEFINE_string("world", None, "Workdir of the run whose world is asked about; the run's own by default.")
 JSON = flags.DEFINE_bool("json", False, "Print the results as one JSON object instead of a table.")
 LIST = flags.DEFINE_bool("list", False, "List the suites and their tasks, and exit.")
+
+
+def ask_the_world(run: Run, out) -> dict:
+    talk = world_tasks.find_world(run.experiment if WORLD.value is None else load_experiment(WORLD.value))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pathlib.Path(scratch) / "texts"
+        if "search" in TOOLS.value:
+            folder.mkdir()
+            for name, text in index_files(talk.world):
+                (folder / name).write_text(text, encoding="utf-8")
+        tools = common.tools(TOOLS.value, folder, scratch)
+        return world_tasks.run_suite(run, SUITE.value, talk, out, SEED.value, LIMIT.value, tools or None)
 
 
 def main() -> int:
     if LIST.value:
         for name, found in sorted(evals.SUITES.items()):
             print(f"{name:12} {', '.join(f'{t.name} (version {t.version})' for t in found)}")
+        for name in world_tasks.SUITES:
+            print(f"{name:12} questions about the world of the run (version {world_tasks.VERSION})")
         return 0
     if SUITE.value is None:
         raise UserError("--suite=NAME is missing; --list shows the names")
-    evals.find_suite(SUITE.value)
+    of_world = SUITE.value in world_tasks.SUITES
+    if not of_world and SUITE.value not in evals.SUITES:
+        raise UserError(f"unknown suite {SUITE.value!r}; {nearest(SUITE.value, [*evals.SUITES, *world_tasks.SUITES])}")
+    if not of_world and (TOOLS.value or WORLD.value is not None):
+        raise UserError(f"--tools and --world are for the suites {', '.join(world_tasks.SUITES)}")
     if WORKDIR.value is None:
         raise UserError("--workdir=DIR is missing: the folder of a trained run")
     use_compilation_cache()
     run = load_run(WORKDIR.value, STEP.value)
-    valid = prepared(run.data).valid
-    out = storage.path(WORKDIR.value) / "eval" / SUITE.value
-    results = evals.run_suite(run, SUITE.value, tasks.heldout(run, valid), out, SEED.value, LIMIT.value)
+    out = storage.path(WORKDIR.value) / "eval" / (SUITE.value + ("_tools" if TOOLS.value else ""))
+    if of_world:
+        results = ask_the_world(run, out)
+    else:
+        valid = prepared(run.data).valid
+        results = evals.run_suite(run, SUITE.value, tasks.heldout(run, valid), out, SEED.value, LIMIT.value)
     print(json.dumps(results) if JSON.value else f"step {run.step}\n{evals.table(results)}")
     print(f"every item: {out}", file=sys.stderr)
     return 0

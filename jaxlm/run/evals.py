@@ -238,6 +238,16 @@ def run_task(run: Run, task: Task, heldout: Heldout, seed: int = 0, limit: int |
     return KINDS[type(items[0])](run, task, items, limit)
 
 
+def add_task(results: dict, name: str, version: int, records: list[dict], metrics: dict[str, Estimate], out) -> None:
+    """Puts a task's metrics into the results of its suite and, when `out` is given, its items into `<name>.jsonl`."""
+    found = {metric: dataclasses.asdict(e) for metric, e in metrics.items()}
+    results["tasks"][name] = {"version": version, "metrics": found}
+    if out is not None:
+        storage.make_dir(out)
+        lines = [json.dumps({"task": name, "version": version, "item": i} | r) for i, r in enumerate(records)]
+        storage.write_text(storage.path(out) / f"{name}.jsonl", "\n".join(lines) + "\n")
+
+
 def run_suite(run: Run, suite: str, heldout: Heldout, out=None, seed: int = 0, limit: int | None = None) -> dict:
     """Runs every task of a suite; writes `<task>.jsonl` and `results.json` under `out` when given. Returns the results:
     {"suite", "step", "seed", "tasks": {name: {"version", "metrics": {metric: Estimate as a dict}}}}.
@@ -245,17 +255,7 @@ def run_suite(run: Run, suite: str, heldout: Heldout, out=None, seed: int = 0, l
     tasks = find_suite(suite)
     results = {"schema_version": SCHEMA_VERSION, "suite": suite, "step": run.step, "seed": seed, "tasks": {}}
     for task in tasks:
-        records, metrics = run_task(run, task, heldout, seed, limit)
-        results["tasks"][task.name] = {
-            "version": task.version,
-            "metrics": {name: dataclasses.asdict(e) for name, e in metrics.items()},
-        }
-        if out is not None:
-            storage.make_dir(out)
-            lines = [
-                json.dumps({"task": task.name, "version": task.version, "item": i} | r) for i, r in enumerate(records)
-            ]
-            storage.write_text(storage.path(out) / f"{task.name}.jsonl", "\n".join(lines) + "\n")
+        add_task(results, task.name, task.version, *run_task(run, task, heldout, seed, limit), out)
     if out is not None:
         storage.write_json(storage.path(out) / "results.json", results)
     return results

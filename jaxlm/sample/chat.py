@@ -1,5 +1,6 @@
 """An assistant's turn: conversations in, messages out, through the decoder, with tools where there are any."""
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 
@@ -20,6 +21,19 @@ class Reply:
 
     message: Message
     completion: Completion
+
+
+def fitted(
+    conversation: Conversation, tokenizer, sampling: Sampling, limit: int | None, may_call: bool = False
+) -> list[int]:
+    """Ids of the prompt that `reply` gives to the model: `limit` as there, `may_call` whether it has tools."""
+    if limit is None:
+        return prompt_ids(conversation, tokenizer)
+    room = limit - sampling.max_tokens
+    if may_call:
+        with contextlib.suppress(UserError):  # then without room for results, if need be
+            return prompt_ids(conversation, tokenizer, room - min(sampling.max_forced, limit // 4))
+    return prompt_ids(conversation, tokenizer, room)
 
 
 def reply(
@@ -57,26 +71,17 @@ def reply(
     unthink, call_ends = closing
     settings = [sampling] * len(conversations) if isinstance(sampling, Sampling) else list(sampling)
 
-    def prompt_of(c: Conversation, s: Sampling) -> list[int]:
-        if limit is None:
-            return prompt_ids(c, tokenizer)
-        if tools is not None:
-            try:
-                return prompt_ids(c, tokenizer, limit - s.max_tokens - min(s.max_forced, limit // 4))
-            except UserError:  # then without room for results, if need be
-                pass
-        return prompt_ids(c, tokenizer, limit - s.max_tokens)
-
     def room(prompt: list[int], s: Sampling) -> int:
         most = [n for n in (limit, max_new_tokens(cfg, 0)) if n is not None]
         return max(0, min([s.max_forced, *(n - len(prompt) - s.max_tokens for n in most)]))
 
-    prompts = [prompt_of(c, s) for c, s in zip(conversations, settings, strict=True)]
+    may_call = tools is not None
+    prompts = [fitted(c, tokenizer, s, limit, may_call) for c, s in zip(conversations, settings, strict=True)]
     settings = [
         dataclasses.replace(
             s,
-            stop_ids=(*s.stop_ids, control[END], *([] if tools is None else [call_ends])),
-            control_ids=(*s.control_ids, think, unthink, *([] if tools is None else [call_begins])),
+            stop_ids=(*s.stop_ids, control[END], *([call_ends] if may_call else [])),
+            control_ids=(*s.control_ids, think, unthink, *([call_begins] if may_call else [])),
             max_forced=room(p, s),
         )
         for p, s in zip(prompts, settings)

@@ -31,7 +31,7 @@ def width(text: str) -> int:
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 
-def _pad(text: str, columns: int) -> str:
+def pad(text: str, columns: int) -> str:
     return text + " " * (columns - width(text))
 
 
@@ -47,9 +47,9 @@ def token_view(tokenizer, ids: Sequence[int], columns: int = 80, color: bool = F
             end += 1
         row = range(start, end)
         if color:
-            shown = [f"{BACKGROUNDS[n % len(BACKGROUNDS)]}{_pad(pieces[n], cells[n])}{RESET}" for n in row]
+            shown = [f"{BACKGROUNDS[n % len(BACKGROUNDS)]}{pad(pieces[n], cells[n])}{RESET}" for n in row]
         else:
-            shown = [_pad(pieces[n], cells[n]) for n in row]
+            shown = [pad(pieces[n], cells[n]) for n in row]
         gap = " " if color else "|"
         lines += [gap.join(shown).rstrip(), gap.join(str(ids[n]).ljust(cells[n]) for n in row).rstrip(), ""]
         start = end
@@ -80,13 +80,13 @@ def probability_table(tokenizer, probabilities_V: np.ndarray, k: int, columns: i
     others = f"({rest} others)"
     wide = max([width(n) for n in names] + [len(others), len("token")])
     room = max(columns - wide - 20, 8)
-    lines = [f"{_pad('token', wide)}  {'id':>6}  {'probability':>8}"]
+    lines = [f"{pad('token', wide)}  {'id':>6}  {'probability':>8}"]
     for name, t in zip(names, top):
         share = bar(t["probability"] / top[0]["probability"], room)
-        lines.append(f"{_pad(name, wide)}  {t['id']:>6}  {t['probability']:>8.3%}  {share}")
+        lines.append(f"{pad(name, wide)}  {t['id']:>6}  {t['probability']:>8.3%}  {share}")
     if rest:
         left = max(0.0, 1.0 - sum(t["probability"] for t in top))
-        lines.append(f"{_pad(others, wide)}  {'':>6}  {left:>8.3%}")
+        lines.append(f"{pad(others, wide)}  {'':>6}  {left:>8.3%}")
     return "\n".join(lines)
 
 
