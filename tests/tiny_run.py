@@ -41,12 +41,12 @@ def random_params(cfg, seed: int = 1, scale: float = 0.3):
     return jax.tree.map(lambda x: jnp.asarray(generator.normal(size=x.shape) * scale, x.dtype), abstract(cfg))
 
 
-def make(workdir, experiment: Experiment = EXPERIMENT, step: int = 7):
-    """Writes definition, tokenizer and one checkpoint; returns the parameters."""
+def make(workdir, experiment: Experiment = EXPERIMENT, step: int = 7, params=None):
+    """Writes definition, tokenizer and one checkpoint, with random parameters unless given; returns them."""
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.json").write_text(config.to_json(experiment))
     TOKENIZER.save(workdir / "tokenizer")
-    params = random_params(experiment.model)
+    params = random_params(experiment.model) if params is None else params
     with Checkpoints(workdir, experiment.checkpoint) as checkpoints:
         checkpoints.save(step, {"params": params, "step": jnp.int32(step)}, force=True)
     return params
