@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from jaxlm.config import UserError, edit, override
 from jaxlm.data.tokenizer import SentencePiece
+from jaxlm.nn.lora import LoRA
 from jaxlm.nn.transformer import FanInInit, LayerNorm, ModelConfig, RMSNorm, Rope, flops_per_token
 from jaxlm.optim.optimizers import AdamW, Muon
 from jaxlm.optim.schedules import Linear
@@ -75,6 +76,12 @@ def high_lr_to_zero(e: Experiment) -> Experiment:
     """Four times the learning rate, and a straight line down to zero at the last step (arXiv:2502.15938)."""
     schedule = Linear(warmup=e.optimizer.schedule.warmup)
     return override(e, {"optimizer.lr": 4 * e.optimizer.lr, "optimizer.schedule": schedule})
+
+
+@edit
+def lora(e: Experiment) -> Experiment:
+    """Adapters of rank 16 on every projection, trained in the model's place (arXiv:2106.09685); set a parent."""
+    return override(e, {"lora": LoRA()})
 
 
 @edit

@@ -29,6 +29,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "layers": (),
     "expert": (),
     "taps": (),
+    "rank": (),
 }
 
 

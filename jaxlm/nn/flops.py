@@ -41,15 +41,18 @@ def parameter_count(cfg: ModelConfig) -> int:
     return count + (0 if cfg.norm_placement == "post" else norm * cfg.width)
 
 
-def flops_per_token(cfg: ModelConfig, context: int) -> dict[str, float]:
+def flops_per_token(cfg: ModelConfig, context: int, adapters: int | None = None) -> dict[str, float]:
     """Operations per token at rows of `context` tokens: {"forward", "train"}.
 
     The 6N + 12LDT convention (nanoGPT, PaLM's appendix B): N counts kernels that are multiplied (the output kernel,
     with its padded columns, and short convolutions yes; looked-up embeddings, biases and norms no), attention is
     counted as if not causal, with D = heads * head width; a window layer sees at most its window. Recomputation is not
-    counted.
+    counted. `adapters`: the parameters of those that are trained in the model's place; its own kernels then pass
+    gradients on and get none.
     """
     kernels = cfg.layers * (_kernels(cfg) + _filters(cfg)) + padded_vocab(cfg) * cfg.width
     seen = sum(min(context, cfg.window_of(cfg.kind(i)) or context) for i in range(cfg.layers))
     forward = 2.0 * kernels + 4.0 * cfg.heads * cfg.head_dim * seen
-    return {"forward": forward, "train": 3 * forward}
+    if adapters is None:
+        return {"forward": forward, "train": 3 * forward}
+    return {"forward": forward + 2.0 * adapters, "train": 3 * (forward + 2.0 * adapters) - 2.0 * kernels}

@@ -222,4 +222,8 @@ class Linear(nn.Module):
         bias = None
         if self.bias:
             bias = declare(self, "bias", nn.initializers.zeros, self.outputs, self.axes[len(self.inputs) :])
-        return linear(x, kernel, bias, len(self.inputs))
+        y = linear(x, kernel, bias, len(self.inputs))
+        if self.has_variable("params", "lora_a"):  # put there by lora.attach
+            low = linear(x, self.get_variable("params", "lora_a"), inputs=len(self.inputs))
+            y = y + linear(low, self.get_variable("params", "lora_b"))
+        return y

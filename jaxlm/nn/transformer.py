@@ -153,6 +153,8 @@ def apply(cfg: ModelConfig, params, tokens_BT, positions_BT, segments_BT, cache=
     (`init_cache`) the new tokens also attend what it holds and are added to it; layers then run unrolled. `key` turns
     dropout on. `aux` holds scalars that a loss may add (none yet).
     """
+    if params.get("adapters"):
+        raise ValueError("the adapters are in no use yet: lora.attach or lora.merge first")
     embed_key = layers_key = None
     if key is not None and cfg.dropout > 0:
         embed_key, layers_key = jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)

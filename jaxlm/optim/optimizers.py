@@ -74,8 +74,12 @@ def _is_masked(x) -> bool:
 
 
 def decays(axes: tuple[str | None, ...]) -> bool:
-    """True for what maps to or from the model width: projections and embeddings, never norms, biases or filters."""
-    return "embed" in axes and "taps" not in axes and len([a for a in axes if a != "layers"]) > 1
+    """True for what maps to or from the model width: projections and embeddings, never norms, biases or filters.
+
+    Both factors of an adapter count as projections.
+    """
+    maps = "embed" in axes or "rank" in axes
+    return maps and "taps" not in axes and len([a for a in axes if a != "layers"]) > 1
 
 
 def matrix_dims(axes: tuple[str | None, ...]) -> contrib.MuonDimensionNumbers | None:
@@ -83,7 +87,7 @@ def matrix_dims(axes: tuple[str | None, ...]) -> contrib.MuonDimensionNumbers | 
     if not decays(axes) or "layers" not in axes or "vocab" in axes or "positions" in axes:
         return None
     own = [i for i, a in enumerate(axes) if a not in ("layers", "expert")]
-    cut = 1 if axes[own[0]] == "embed" else len(own) - 1
+    cut = 1 if axes[own[0]] in ("embed", "rank") else len(own) - 1
     return contrib.MuonDimensionNumbers(tuple(own[:cut]), tuple(own[cut:]))
 
 

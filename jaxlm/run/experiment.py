@@ -5,6 +5,7 @@ import dataclasses
 from jaxlm.config import UserError
 from jaxlm.data.chat import Chat, prepare_chat
 from jaxlm.data.prepare import Data, Prepared, prepare
+from jaxlm.nn.lora import LoRA
 from jaxlm.nn.transformer import ModelConfig
 from jaxlm.optim.optimizers import AdamW, Optimizer
 from jaxlm.run.checkpoint import Checkpointing
@@ -26,7 +27,7 @@ class Experiment:
     """One training run, whole: what is trained, on what, how, and what is kept.
 
     With `parent`, the run starts from the newest parameters of that workdir; `model` and `data.tokenizer` must then be
-    the parent's, and are taken from it where they are unset.
+    the parent's, and are taken from it where they are unset. With `lora`, adapters are trained in the model's place.
     """
 
     model: ModelConfig | None
@@ -37,6 +38,7 @@ class Experiment:
     checkpoint: Checkpointing = Checkpointing(every=200)
     mesh: MeshConfig = MeshConfig()
     parent: str | None = None
+    lora: LoRA | None = None
     seed: int = 0  # of everything random in the run: initial values, the order of rows, dropout
 
 

@@ -2,13 +2,17 @@
 
 import dataclasses
 
-from jaxlm import config, storage
+import jax
+
+from jaxlm import config, sharding, storage
 from jaxlm.config import UserError
 from jaxlm.data import tokenizer as tokenizers
 from jaxlm.data.chat import Chat
 from jaxlm.data.prepare import Data, marks_documents
 from jaxlm.data.tokenizer import Saved
+from jaxlm.nn import lora as adapters
 from jaxlm.nn import transformer
+from jaxlm.nn.lora import LoRA
 from jaxlm.run import checkpoint
 from jaxlm.run.experiment import Experiment
 
@@ -49,10 +53,27 @@ def load_experiment(workdir) -> Experiment:
     return config.from_json(Experiment, file.read_text())
 
 
+def read_params(workdir, model, lora: LoRA | None, step: int, mesh=None):
+    """The parameters that a run has learnt, its adapters merged; spread over `mesh` if given."""
+    described = adapters.abstract(model, lora)
+    if mesh is not None:
+        where = sharding.tree_shardings(mesh, adapters.specs(model, lora), described)
+        described = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), described, where)
+    params = checkpoint.restore_params(workdir, described, step)
+    if lora is None:
+        return params
+
+    def merged(plain, pairs):
+        return adapters.merge(lora, plain | {"adapters": pairs})
+
+    return jax.jit(merged, donate_argnums=0)({k: params[k] for k in ("backbone", "heads")}, params["adapters"])
+
+
 def load_run(workdir, step: int | str | None = None) -> Run:
     """Reads definition, tokenizer and the parameters of `step` (the newest good checkpoint when not given).
 
-    Works for a run that is still training and for an imported model; changes nothing. `UserError` says what is missing.
+    Works for a run that is still training and for an imported model; changes nothing. Adapters are merged.
+    `UserError` says what is missing.
     """
     experiment = load_experiment(workdir)
     tokenizer = tokenizers.load(storage.path(workdir) / "tokenizer")
@@ -60,5 +81,5 @@ def load_run(workdir, step: int | str | None = None) -> Run:
     if model.vocab_size is None:
         model = dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
     metadata = checkpoint.read_metadata(workdir, step)
-    params = checkpoint.restore_params(workdir, transformer.abstract(model), metadata["step"])
+    params = read_params(workdir, model, experiment.lora, metadata["step"])
     return Run(str(workdir), experiment, model, params, tokenizer, metadata["step"])

@@ -1,7 +1,6 @@
 """A training run from its definition: data, state and step for the loop, and the run directory around it."""
 
 import dataclasses
-import functools
 import os
 
 import jax
@@ -13,7 +12,7 @@ from jaxlm.data import tokenizer as tokenizers
 from jaxlm.data.loader import Loader, evaluation_batches
 from jaxlm.data.prepare import cache_root
 from jaxlm.data.tokenizer import Saved
-from jaxlm.nn import flops, transformer
+from jaxlm.nn import lora, transformer
 from jaxlm.run import checkpoint, lineage, load, loop, report
 from jaxlm.run.checkpoint import Checkpoints
 from jaxlm.run.experiment import Experiment, prepared, validate
@@ -56,16 +55,16 @@ def inherit(e: Experiment) -> Experiment:
 
 def initial_state(e: Experiment, mesh, tokenizer):
     """(fresh sharded state, what lineage.json says of its parent): parameters from the seed or from the parent."""
-    fresh = state.create_sharded(e.model, e.optimizer, e.seed, mesh)
+    fresh = state.create_sharded(e.model, e.optimizer, e.seed, mesh, e.lora)
     if e.parent is None:
         return fresh, {}
     theirs = tokenizers.load(storage.path(e.parent) / "tokenizer")
     if theirs.hash != tokenizer.hash:
         raise UserError(f"data.tokenizer is not that of parent {e.parent}; --set=data.tokenizer=none takes it")
     metadata = checkpoint.read_metadata(e.parent)
-    saved = transformer.abstract(load.load_experiment(e.parent).model)
-    where = jax.tree.map(lambda s, x: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=x.sharding), saved, fresh.params)
-    params = checkpoint.restore_params(e.parent, where, metadata["step"])
+    parent = load.load_experiment(e.parent)
+    params = load.read_params(e.parent, parent.model, parent.lora, metadata["step"], mesh)
+    params = params | {"adapters": fresh.params["adapters"]}
     params = jax.tree.map(lambda new, x: new.astype(x.dtype), params, fresh.params)
     return fresh.replace(params=params), {"parent": {"step": metadata["step"], "hashes": metadata.get("hashes", {})}}
 
@@ -76,13 +75,17 @@ def step_function(e: Experiment, mesh):
     Float settings of the optimizer enter as arrays: runs that differ in them alone share one compiled program.
     """
     hyper = {k: jnp.asarray(v, jnp.float32) for k, v in update.hyperparameters(e.optimizer).items()}
-    shardings = jax.tree.map(lambda a: a.sharding, state.abstract(e.model, e.optimizer, mesh))
+    shardings = jax.tree.map(lambda a: a.sharding, state.abstract(e.model, e.optimizer, mesh, e.lora))
     whole = sharding.replicated(mesh)
 
     def one(s, batch, hyper, total_steps, seed):
         loss = pretrain.make_loss(e.model, e.train)
-        axes, precision = transformer.specs(e.model), e.model.precision
-        return update.update(loss, e.optimizer, axes, precision, e.train, seed, s, batch, hyper, total_steps)
+
+        def adapted(params, batch, key):
+            return loss(lora.attach(e.lora, params), batch, key)
+
+        axes, precision = lora.specs(e.model, e.lora), e.model.precision
+        return update.update(adapted, e.optimizer, axes, precision, e.train, seed, s, batch, hyper, total_steps)
 
     jitted = jax.jit(one, donate_argnums=0, out_shardings=(shardings, whole))
 
@@ -95,7 +98,12 @@ def step_function(e: Experiment, mesh):
 
 def evaluate_function(e: Experiment, mesh, tokenizer, valid: dict):
     """(params) -> {source: {"loss", "bits_per_byte"}}, with `all` over every source together."""
-    sums_of = jax.jit(functools.partial(pretrain.evaluation_sums, e.model, e.train.loss_chunk))
+
+    @jax.jit
+    def sums_of(params, batch, token_bytes):
+        params = lora.attach(e.lora, params)
+        return pretrain.evaluation_sums(e.model, e.train.loss_chunk, params, batch, token_bytes)
+
     token_bytes = jnp.asarray(tokenizer.token_bytes)
 
     def call(params):
@@ -122,6 +130,7 @@ def train(e: Experiment, workdir, base: Experiment | None = None) -> int:
     data = prepared(e.data)
     tokenizer, e = data.tokenizer, bind(e, data.tokenizer.vocab_size)
     transformer.validate(e.model)
+    lora.validate(e.model, e.lora)
     lineage.check_same_experiment(workdir, e)
 
     root = storage.make_dir(workdir)
@@ -136,12 +145,12 @@ def train(e: Experiment, workdir, base: Experiment | None = None) -> int:
         s, parent = initial_state(e, mesh, tokenizer)
         lineage.write_lineage(root, data.hashes, **parent)
     else:
-        s, metadata = checkpoints.restore(state.abstract(e.model, e.optimizer, mesh), found)
+        s, metadata = checkpoints.restore(state.abstract(e.model, e.optimizer, mesh, e.lora), found)
         lineage.check_same_data(metadata["hashes"], data.hashes)
 
     tokens = e.train.batch_size * e.data.context
     peak, peak_source = peak_flops(e.model.precision.compute)
-    model_flops = flops.flops_per_token(e.model, e.data.context)["train"] * tokens
+    model_flops = lora.flops_per_token(e.model, e.lora, e.data.context)["train"] * tokens
     log = MetricsLog(root, e.train.tensorboard)
     progress = Progress(e.train.steps, int(s.step), f"peak {peak / 1e12:.3g} TFLOP/s a device, {peak_source}")
     score = evaluate_function(e, mesh, tokenizer, data.valid)

@@ -7,14 +7,23 @@ import optax
 from jax.sharding import Mesh
 
 from jaxlm import rng, sharding
-from jaxlm.nn import transformer
+from jaxlm.nn import lora as adapters
+from jaxlm.nn.lora import LoRA
 from jaxlm.optim import optimizers
+
+WHOLE = ("backbone", "heads", "adapters")
+
+
+def branches(params, names: tuple[str, ...]) -> dict:
+    """These branches of a tree like the parameters."""
+    return {name: params[name] for name in names}
 
 
 @flax.struct.dataclass
 class TrainState:
     """params: the tree of the model contract. step: updates attempted so far. skipped: those left out as non-finite.
 
+    trainable: the branches of `params` that updates change; the optimizer has a state for these alone.
     There is no random state: keys are folds of the seed with `step`.
     """
 
@@ -22,14 +31,22 @@ class TrainState:
     opt_state: optax.OptState
     step: jax.Array
     skipped: jax.Array
+    trainable: tuple[str, ...] = flax.struct.field(pytree_node=False, default=WHOLE)
+
+    @property
+    def trained(self) -> dict:
+        return branches(self.params, self.trainable)
 
 
-def create(model, optimizer, seed: int) -> TrainState:
-    """Parameters from the seed's INIT stream and an empty optimizer state."""
-    params = transformer.init(model, rng.stream_key(jax.random.key(seed), rng.INIT))
-    tx = optimizers.build(optimizer, transformer.specs(model), 0, 1, jnp.dtype(model.precision.moments))
+def create(model, optimizer, seed: int, lora: LoRA | None = None) -> TrainState:
+    """Parameters from the seed's INIT stream and an empty optimizer state; with `lora`, its adapters alone train."""
+    params = adapters.init(model, lora, rng.stream_key(jax.random.key(seed), rng.INIT))
+    trainable = WHOLE if lora is None else ("adapters",)
+    axes = branches(adapters.specs(model, lora), trainable)
+    tx = optimizers.build(optimizer, axes, 0, 1, jnp.dtype(model.precision.moments))
+    opt_state = tx.init(branches(params, trainable))
     # Two zeros, not one twice: a donated buffer may appear only once.
-    return TrainState(params, tx.init(params), jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32))
+    return TrainState(params, opt_state, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), trainable)
 
 
 def _is_masked(x) -> bool:
@@ -37,12 +54,12 @@ def _is_masked(x) -> bool:
     return isinstance(x, optax.MaskedNode)
 
 
-def abstract(model, optimizer, mesh: Mesh) -> TrainState:
+def abstract(model, optimizer, mesh: Mesh, lora: LoRA | None = None) -> TrainState:
     """Shapes, dtypes and shardings of the state, without making it."""
-    state = jax.eval_shape(lambda: create(model, optimizer, 0))
-    whole = sharding.replicated(mesh)
-    params = sharding.tree_shardings(mesh, transformer.specs(model), state.params)
-    tx = optimizers.build(optimizer, transformer.specs(model), 0, 1)
+    state = jax.eval_shape(lambda: create(model, optimizer, 0, lora))
+    whole, axes = sharding.replicated(mesh), adapters.specs(model, lora)
+    params = sharding.tree_shardings(mesh, axes, state.params)
+    tx = optimizers.build(optimizer, branches(axes, state.trainable), 0, 1)
 
     def like(leaf, p, s):
         if _is_masked(leaf):
@@ -50,15 +67,21 @@ def abstract(model, optimizer, mesh: Mesh) -> TrainState:
         # A factored moment is smaller than its parameter and cannot take its sharding.
         return s if leaf.shape == p.shape else whole
 
-    like_params = optax.tree.map_params(
-        tx, like, state.opt_state, state.params, params, transform_non_params=lambda _: whole, is_leaf=_is_masked
+    opt_state = optax.tree.map_params(
+        tx,
+        like,
+        state.opt_state,
+        state.trained,
+        branches(params, state.trainable),
+        transform_non_params=lambda _: whole,
+        is_leaf=_is_masked,
     )
-    shardings = TrainState(params, like_params, whole, whole)
+    shardings = TrainState(params, opt_state, whole, whole, state.trainable)
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
 
 
-def create_sharded(model, optimizer, seed: int, mesh: Mesh) -> TrainState:
+def create_sharded(model, optimizer, seed: int, mesh: Mesh, lora: LoRA | None = None) -> TrainState:
     """`create`, made in place on the mesh: no device ever holds more than its shards."""
-    shardings = jax.tree.map(lambda a: a.sharding, abstract(model, optimizer, mesh))
+    shardings = jax.tree.map(lambda a: a.sharding, abstract(model, optimizer, mesh, lora))
     with jax.set_mesh(mesh):
-        return jax.jit(lambda: create(model, optimizer, seed), out_shardings=shardings)()
+        return jax.jit(lambda: create(model, optimizer, seed, lora), out_shardings=shardings)()

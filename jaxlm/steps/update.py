@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jaxlm import config, rng, tree
 from jaxlm.optim import optimizers, schedules
-from jaxlm.steps.state import TrainState
+from jaxlm.steps.state import TrainState, branches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,23 +82,30 @@ def gradients(loss: Callable, params, batch, key, accumulation: int, dtype):
 def update(loss, optimizer, axes, precision, train: Train, seed: int, state: TrainState, batch, hyper, total_steps):
     """One step: gradients, clipping, the optimizer; a non-finite gradient leaves parameters and moments as they were.
 
-    hyper: `hyperparameters(optimizer)` as arrays. Returns (state, metrics), metrics as float32 scalars.
+    Gradients are made of `state.trainable` alone, and all else is as it was. axes: logical axes of the whole parameter
+    tree. hyper: `hyperparameters(optimizer)` as arrays. Returns (state, metrics), metrics as float32 scalars.
     """
     optimizer = config.replace_leaves(optimizer, hyper)
     key = rng.stream_key(jax.random.key(seed), rng.DROPOUT, state.step)
     accumulated = jnp.dtype(precision.accumulation)
-    grads, (totals, sums) = gradients(loss, state.params, batch, key, train.accumulation, accumulated)
+    trained = state.trained
+
+    def loss_of_trained(trained, batch, key):
+        return loss(state.params | trained, batch, key)
+
+    grads, (totals, sums) = gradients(loss_of_trained, trained, batch, key, train.accumulation, accumulated)
     norm = tree.global_norm(grads)
     if train.clip is not None:
         scale = jnp.minimum(1.0, train.clip / (norm + 1e-6))
         grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+    axes = branches(axes, state.trainable)
     tx = optimizers.build(optimizer, axes, state.step, total_steps, jnp.dtype(precision.moments))
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state.params, updates)
+    updates, opt_state = tx.update(grads, state.opt_state, trained)
+    moved = jax.tree.map(lambda p, u: p + u.astype(p.dtype), trained, updates)
 
     good = jnp.isfinite(norm)
-    params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(good, new, old), (params, opt_state), (state.params, state.opt_state)
+    moved, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(good, new, old), (moved, opt_state), (trained, state.opt_state)
     )
     skipped = state.skipped + jnp.where(good, 0, 1)
     means = {name: s / jnp.maximum(w, 1) for name, (s, w) in sums.items()}
@@ -112,4 +119,5 @@ def update(loss, optimizer, axes, precision, train: Train, seed: int, state: Tra
         }
     )
     metrics = {k: jnp.asarray(v, jnp.float32) for k, v in metrics.items()}
-    return TrainState(params, opt_state, state.step + 1, skipped), metrics
+    new = state.replace(params=state.params | moved, opt_state=opt_state, step=state.step + 1, skipped=skipped)
+    return new, metrics

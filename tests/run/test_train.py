@@ -13,10 +13,12 @@ from jaxlm import config
 from jaxlm.config import UserError
 from jaxlm.data.prepare import ByDocument, Data
 from jaxlm.data.tokenizer import Bytes, Chars
+from jaxlm.nn import lora
+from jaxlm.nn.lora import LoRA
 from jaxlm.nn.transformer import ModelConfig
 from jaxlm.optim.optimizers import AdamW
 from jaxlm.optim.schedules import Cosine
-from jaxlm.run import checkpoint, loop, train
+from jaxlm.run import checkpoint, load, loop, train
 from jaxlm.run.checkpoint import Checkpointing
 from jaxlm.run.experiment import Evaluation, Experiment
 from jaxlm.run.log import read_metrics
@@ -64,7 +66,7 @@ def saved(experiment, workdir):
     e = train.bind(experiment, config.from_json(Experiment, (workdir / "config.json").read_text()).model.vocab_size)
     mesh = train.sharding.make_mesh(MeshConfig(fsdp=1))
     with checkpoint.Checkpoints(workdir, e.checkpoint) as checkpoints:
-        state, _ = checkpoints.restore(train.state.abstract(e.model, e.optimizer, mesh))
+        state, _ = checkpoints.restore(train.state.abstract(e.model, e.optimizer, mesh, e.lora))
     return jax.device_get(state)
 
 
@@ -166,6 +168,7 @@ def test_a_run_that_is_never_finite_ends(experiment, tmp_path):
         ({"data.context": 10**6}, "1000000"),
         ({"data.path": "nowhere/text.txt"}, "nowhere"),
         ({"train.steps": 0}, "at least 1"),
+        ({"lora": LoRA(targets=("gate", "query"))}, "no projection 'query'"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
@@ -187,6 +190,31 @@ def test_a_child_starts_from_its_parents_parameters_with_its_model_and_tokenizer
     assert lineage["parent"]["step"] == STEPS
     assert lineage["parent"]["hashes"]["tokenizer"] == lineage["hashes"]["tokenizer"]
     assert train.train(asked, tmp_path / "child", experiment) == loop.EXIT_DONE  # resumes, and is the same experiment
+
+
+def test_adapters_resume_bit_equal_and_children_start_from_the_merged_model(experiment, whole, tmp_path, monkeypatch):
+    inherited = {"parent": str(whole), "model": None, "data.tokenizer": None}
+    asked = config.override(experiment, inherited | {"train.steps": 4, "lora": LoRA(rank=2)})
+    assert train.train(asked, tmp_path / "a", experiment) == loop.EXIT_DONE
+    with monkeypatch.context() as m:
+        Stop(m, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert train.train(asked, tmp_path / "b", experiment) == loop.EXIT_PREEMPTED
+    assert train.train(asked, tmp_path / "b", experiment) == loop.EXIT_DONE
+    ended = saved(train.inherit(asked), tmp_path / "a")
+    assert_same(saved(train.inherit(asked), tmp_path / "b"), ended)
+    parent = saved(experiment, whole).params
+    assert_same({k: ended.params[k] for k in ("backbone", "heads")}, {k: parent[k] for k in ("backbone", "heads")})
+
+    run = load.load_run(tmp_path / "a")
+    assert_same(run.params, lora.merge(LoRA(rank=2), ended.params))
+    assert np.any(run.params["backbone"]["blocks"]["0"]["mlp"]["up"]["kernel"]
+                  != parent["backbone"]["blocks"]["0"]["mlp"]["up"]["kernel"])  # fmt: skip
+    asked = config.override(
+        asked, {"parent": str(tmp_path / "a"), "optimizer.lr": 0.0, "train.steps": 1, "mesh.fsdp": 4, "mesh.tensor": 2}
+    )
+    assert train.train(asked, tmp_path / "child", experiment) == loop.EXIT_DONE
+    child = load.load_run(tmp_path / "child").params
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), child, run.params)
 
 
 @pytest.mark.parametrize(

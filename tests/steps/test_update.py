@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxlm import config, sharding
+from jaxlm import config, sharding, tree
 from jaxlm.data.trajectory import Trajectory
-from jaxlm.nn import transformer
+from jaxlm.nn import lora, transformer
+from jaxlm.nn.lora import LoRA
 from jaxlm.nn.transformer import ModelConfig, Precision
 from jaxlm.optim.optimizers import Adafactor, AdamW, Lion, Muon
 from jaxlm.optim.schedules import Constant
@@ -75,17 +76,20 @@ def test_the_loss_is_the_mean_over_all_scored_tokens_not_a_mean_of_means():
     assert float(totals["loss"]) == pytest.approx(float(total / weight), rel=1e-6)
 
 
-def one_step(batch, mesh=None, train=None, optimizer=OPTIMIZER, steps=1):
+def one_step(batch, mesh=None, train=None, optimizer=OPTIMIZER, steps=1, adapters=None):
     train = train or Train(loss_chunk=None)
     loss = pretrain.make_loss(MODEL, train)
-    axes = transformer.specs(MODEL)
+    axes = lora.specs(MODEL, adapters)
     hyper = {k: jnp.float32(v) for k, v in update.hyperparameters(optimizer).items()}
 
+    def adapted(params, batch, key):
+        return loss(lora.attach(adapters, params), batch, key)
+
     def one(s, batch):
-        return update.update(loss, optimizer, axes, MODEL.precision, train, 0, s, batch, hyper, 10)
+        return update.update(adapted, optimizer, axes, MODEL.precision, train, 0, s, batch, hyper, 10)
 
     mesh = mesh or sharding.make_mesh(sharding.MeshConfig(fsdp=1))
-    s = state.create_sharded(MODEL, optimizer, 0, mesh)
+    s = state.create_sharded(MODEL, optimizer, 0, mesh, adapters)
     with jax.set_mesh(mesh):
         rows = NamedSharding(mesh, PartitionSpec(("replica", "fsdp")))
         batch = jax.device_put(batch, rows)
@@ -112,20 +116,51 @@ def test_eight_devices_take_the_same_steps_as_one(mesh):
     assert_close(metrics, alone_metrics, 1e-5)
 
 
+LORA = LoRA(rank=4, alpha=8.0)
+
+
+def test_adapters_alone_are_trained():
+    mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=1))
+    before = state.create_sharded(MODEL, OPTIMIZER, 0, mesh, LORA)
+    after, metrics = one_step(make_batch(), steps=30, adapters=LORA)
+    _, first = one_step(make_batch(), adapters=LORA)
+    assert float(metrics["loss"]) < float(first["loss"]) - 0.15
+    frozen = [{k: s.params[k] for k in ("backbone", "heads")} for s in (before, after)]
+    jax.tree.map(np.testing.assert_array_equal, *frozen)
+    for (name, x), (_, y) in zip(*(tree.named_leaves(s.params["adapters"]) for s in (before, after))):
+        assert np.any(np.asarray(x) != np.asarray(y)), name
+    assert after.opt_state[0].mu.keys() == {"adapters"}
+    pairs = tree.count(after.params["adapters"])
+    assert tree.count(after.opt_state) < 2 * pairs + 8 and pairs < tree.count(after.params) / 3
+    _, whole = one_step(make_batch())
+    assert float(first["loss"]) == float(whole["loss"])  # B starts at zero: the same model, bit for bit
+
+
+def test_eight_devices_train_adapters_as_one_does():
+    optimizer = dataclasses.replace(OPTIMIZER, eps=1.0, lr=1.0)
+    alone, _ = one_step(make_batch(), optimizer=optimizer, steps=2, adapters=LORA)
+    mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=4, tensor=2))
+    spread, _ = one_step(make_batch(), mesh, optimizer=optimizer, steps=2, adapters=LORA)
+    assert_close(spread.params, alone.params, 1e-5)
+    up = state.create_sharded(MODEL, optimizer, 0, mesh, LORA).params["adapters"]["0"]["mlp"]["up"]
+    assert up["a"].addressable_shards[0].data.size == up["a"].size // 4
+    assert up["b"].addressable_shards[0].data.size == up["b"].size // 2
+
+
 def test_parameters_and_moments_are_spread_not_copied():
     mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=4, tensor=2))
     s = state.create_sharded(MODEL, OPTIMIZER, 0, mesh)
-    for tree in (s.params, s.opt_state[0].mu):
-        q = tree["backbone"]["blocks"]["0"]["attention"]["q"]["kernel"]
+    for spread in (s.params, s.opt_state[0].mu):
+        q = spread["backbone"]["blocks"]["0"]["attention"]["q"]["kernel"]
         assert q.addressable_shards[0].data.size == q.size // 8
 
 
-@pytest.mark.parametrize("kind", [Muon, Lion, Adafactor])
-def test_every_optimizer_has_a_state_on_a_mesh_and_steps(kind):
+@pytest.mark.parametrize("kind, adapters", [(Muon, None), (Muon, LORA), (Lion, None), (Adafactor, None)])
+def test_every_optimizer_has_a_state_on_a_mesh_and_steps(kind, adapters):
     """Muon keeps no state for what it leaves to AdamW, and Adafactor's moments are smaller than its parameters."""
     mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=4, tensor=2))
-    s, metrics = one_step(make_batch(), mesh, optimizer=kind(schedule=Constant()))
-    described = state.abstract(MODEL, kind(schedule=Constant()), mesh)
+    s, metrics = one_step(make_batch(), mesh, optimizer=kind(schedule=Constant()), adapters=adapters)
+    described = state.abstract(MODEL, kind(schedule=Constant()), mesh, adapters)
     assert jax.tree.structure(s) == jax.tree.structure(described)
     assert [x.shape for x in jax.tree.leaves(s)] == [x.shape for x in jax.tree.leaves(described)]
     assert np.isfinite(metrics["loss"]) and int(s.skipped) == 0
