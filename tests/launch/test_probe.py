@@ -1,0 +1,132 @@
+"""What people see of launch.probe, run in this process on a model of random parameters."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from jaxlm import config
+from jaxlm.config import UserError
+from jaxlm.data import chat_sources
+from jaxlm.data.chat import Chat
+from jaxlm.data.chat_sources import Messages
+from jaxlm.data.prepare import Data
+from jaxlm.data.tokenizer import Bytes
+from jaxlm.data.world.corpus import World
+from jaxlm.data.world.people import People
+from jaxlm.data.world.questions import Question
+from jaxlm.data.world.talk import WorldConversations
+from jaxlm.feedback.probe import GROUPS, group, read_probed, write_probed
+from jaxlm.run.experiment import Experiment
+from launch import probe
+from tests import tiny_run
+
+flags.FLAGS.set_gnu_getopt(True)
+WORLD = World(people=People(count=40, unmentioned=20))
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run on the conversations of a file, whose parent saw the world."""
+    root = tmp_path_factory.mktemp("runs")
+    base = tiny_run.replaced(data=Data(sources=(WORLD,), tokenizer=Bytes(), context=256))
+    tiny_run.make(root / "base", base)
+    chat = Chat(sources=(Messages("chats.jsonl"),), context=256)
+    tiny_run.make(root / "sft", dataclasses.replace(base, data=chat, parent=str(root / "base")))
+    return root / "sft"
+
+
+@pytest.fixture
+def call(workdir, tmp_path, capsys, monkeypatch):
+    """Runs launch.probe with these options; returns what it printed."""
+    monkeypatch.setattr(probe, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(probe, "SLOTS", 8)
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["probe"])
+
+    def run(**options):
+        given = {"workdir": str(workdir), "out": str(tmp_path / "out"), "k": 1, "max_tokens": 4, "per_group": 1}
+        with flagsaver.flagsaver(**given | options):
+            assert probe.main() == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_probing_a_world_and_comparing(call, tmp_path):
+    lessons, out = tmp_path / "lessons.jsonl", tmp_path / "out"
+    printed = call(split="train", lessons=str(lessons), open_book=True)
+    probed = read_probed(out / "probed.jsonl")
+    assert [group(p.question) for p in probed] == list(GROUPS[:4]) and {p.question.split for p in probed} == {"train"}
+    assert [line.split()[0] for line in printed.splitlines()[:6]] == ["note:", "closed", *GROUPS[:4]]
+    found = json.loads((out / "summary.json").read_text())
+    assert found["closed book"]["coverage"]["n"] == 2 and found["model"].endswith("sft@7")
+    # A world's text has more bytes than the context: what was left out is said.
+    assert "of 4 questions with their text do not fit the context of 256" in printed
+    said = list(chat_sources.conversations(Messages(str(lessons))))
+    assert len(said) == 4 and {c.messages[0].text for c in said} == {p.question.text for p in probed}
+    assert "4 conversations in" in printed
+
+    # As if it had learnt to refuse, compared with the probe before.
+    before = [dataclasses.replace(p, outcome="wrong") for p in probed]
+    (tmp_path / "before").mkdir()
+    write_probed(tmp_path / "before" / "probed.jsonl", before)
+    printed = call(split="train", before=str(tmp_path / "before"), dev=str(tmp_path / "before"))
+    assert "withheld, wrong" in printed and "threshold on mean_logprob" in printed and "points lost" in printed
+    found = json.loads((out / "summary.json").read_text())
+    assert found["compared"]["unknown"]["untold"]["before"]["value"] == 1 and len(found["baseline"]) == 3
+    for name in ("reliability.png", "risk_coverage.png"):
+        assert (out / name).read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(UserError, match="asked other questions"):
+        call(split="heldout", before=str(tmp_path / "before"))
+
+
+def test_questions_from_a_file_and_a_judge(call, workdir, tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"question": "What is two and two?", "answer": "4"}\n')
+    printed = call(questions=str(tmp_path / "q.jsonl"), judge=str(workdir))
+    assert "other" in printed and "neither yes nor no" in printed
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert found["judge"]["asked"] == found["judge"]["malformed"] == 2
+    probed = read_probed(tmp_path / "out" / "probed.jsonl")
+    assert probed[0].question == Question("What is two and two?", "4", "numeric", "fact", "heldout", "line1")
+
+
+def test_passages_that_lead_to_nothing_are_said(call, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("Ada was born in London.")
+    with pytest.raises(UserError, match="wrote no question"):
+        call(passages=str(tmp_path / "text.txt"))
+    assert "rejected: no question and answer 1" in capsys.readouterr().out
+
+
+def test_the_world_is_found_wherever_it_is(workdir):
+    run = probe.load_run(workdir)
+    assert probe.find_world(run) == WORLD
+    talk = dataclasses.replace(run.experiment, data=Chat(sources=(WorldConversations(world=WORLD),)))
+    assert probe.find_world(dataclasses.replace(run, experiment=talk)) == WORLD
+    neither = dataclasses.replace(run.experiment, parent=None)
+    with pytest.raises(UserError, match="was not trained on a World"):
+        probe.find_world(dataclasses.replace(run, experiment=neither))
+
+
+def test_bad_values_are_one_clear_line(call, tmp_path):
+    for options, message in (
+        ({"out": None}, "--out=DIR are needed"),
+        ({"questions": "a", "passages": "b"}, "not both"),
+        ({"dev": "a"}, "--dev chooses a threshold"),
+        ({"questions": str(tmp_path / "none.jsonl")}, "no such file of questions"),
+        ({"before": str(tmp_path / "none")}, "no such file of a probe"),
+        ({"known": 0.1}, "unknown < known"),
+        ({"temperature": 0.0}, "temperature above 0"),
+        ({"max_tokens": 500}, "there is no question to ask"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call(**options)
+
+
+def test_the_setting_in_the_help_can_be_given():
+    setting = re.search(r"--set='(.+)'", probe.__doc__)[1]
+    changed = config.parse_sets(Experiment(model=None, data=Chat()), [setting])
+    assert changed.data.sources == (Messages("runs/p/lessons.jsonl"),)
