@@ -5,7 +5,7 @@ usage:
 
 A base model gets each prompt as a question in text ("Question: ... Answer:"), a chat model as a user's message.
 --questions=N adds N questions of each kind from the world that the last run was trained on, with truth and verdicts.
-Replies are greedy unless --temperature says otherwise. The text is printed; --out writes a page as well.
+Replies are greedy. The text is printed; --out writes a page as well.
 
 examples:
   python -m launch.compare --workdir=runs/base --workdir=runs/sft --prompt='What is your name?'
@@ -23,7 +23,6 @@ from jaxlm.run.load import load_run
 from jaxlm.run.report import Page
 from jaxlm.run.side_by_side import add_to_page, side_by_side, text
 from jaxlm.run.train import use_compilation_cache
-from jaxlm.sample.engine import Sampling
 from jaxlm.sample.transcript import printable
 from launch import common
 
@@ -31,7 +30,6 @@ WORKDIR = flags.DEFINE_multi_string("workdir", [], "Folder of a run; given once 
 PROMPT = flags.DEFINE_multi_string("prompt", [], "What to ask; may be repeated.")
 QUESTIONS = flags.DEFINE_integer("questions", 0, "Questions of each kind from the world of the last run.", 0)
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", 64, "End a reply after so many tokens.")
-TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "Above 0; 0 is greedy.")
 OUT = flags.DEFINE_string("out", None, "HTML page to write.")
 
 
@@ -46,7 +44,6 @@ def main() -> int:
         raise UserError("--workdir=DIR is missing: the folder of a run, once for each that is compared")
     if not PROMPT.value and not QUESTIONS.value:
         raise UserError("nothing to ask: give --prompt=TEXT, or --questions=N for questions of the world")
-    sampling = Sampling(temperature=TEMPERATURE.value, max_tokens=MAX_TOKENS.value)
     use_compilation_cache()
     runs = dict(zip(labels(WORKDIR.value), map(load_run, WORKDIR.value)))
     prompts = list(PROMPT.value)
@@ -54,7 +51,7 @@ def main() -> int:
         talk = world_tasks.find_world(list(runs.values())[-1].experiment)
         for task in world_tasks.task_names(talk):
             prompts += [i.question for i in world_tasks.items(talk, task, QUESTIONS.value)]
-    rows = side_by_side(runs, prompts, max_tokens=MAX_TOKENS.value, sampling=sampling)
+    rows = side_by_side(runs, prompts, max_tokens=MAX_TOKENS.value)
     print(printable(text(rows)))
     if OUT.value is not None:
         page = Page("Side by side")

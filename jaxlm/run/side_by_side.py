@@ -6,10 +6,9 @@ from jaxlm.data.conversation import Message, read_call
 from jaxlm.data.prompting import Example
 from jaxlm.data.world.answers import judge
 from jaxlm.data.world.questions import Question
-from jaxlm.run.ask import GREEDY, Asked, is_chat, replies
+from jaxlm.run.ask import Asked, is_chat, replies
 from jaxlm.run.load import Run
 from jaxlm.run.report import Page
-from jaxlm.sample.engine import Sampling
 from jaxlm.tools import Tool
 
 
@@ -33,9 +32,9 @@ def side_by_side(
     shots: Sequence[Example] = (),
     max_tokens: int = 64,
     tools: Mapping[str, Tool] | None = None,
-    sampling: Sampling = GREEDY,
 ) -> list[dict]:
-    """What each run answers: [{"prompt", "answer", "replies": {label: {"form", "text", "outcome", "finish_reason"}}}].
+    """What each run answers, greedily, as one row a prompt:
+    {"prompt", "answer", "replies": {label: {"form", "text", "outcome", "finish_reason"}}}.
 
     A base model gets a prompt as a question in text, after the `shots` if there are any; a chat model as a user's
     message, with the tools. A `Question` has its truth as "answer" and a verdict as "outcome"; a string has None.
@@ -45,7 +44,7 @@ def side_by_side(
         chat = is_chat(run.experiment)
         told = [(p, None) if isinstance(p, str) else (p.text, p.system) for p in prompts]
         put = [Asked(text, max_tokens, system, () if chat else tuple(shots)) for text, system in told]
-        asked[label] = chat, replies(run, put, chat=chat, tools=tools if chat else None, sampling=sampling)
+        asked[label] = chat, replies(run, put, chat=chat, tools=tools if chat else None)
     rows = []
     for i, prompt in enumerate(prompts):
         truth = prompt if isinstance(prompt, Question) else None

@@ -77,7 +77,8 @@ def task_names(talk: WorldConversations) -> tuple[str, ...]:
 
 
 def _texts(*messages) -> tuple[str, ...]:
-    return tuple("\n".join(p.text for p in m.parts) for m in messages)
+    """What the model itself has to write of each."""
+    return tuple("\n".join(p.text for p in m.parts if p.kind != "tool_result") for m in messages)
 
 
 def _facts(talk: WorldConversations, task: str, split: Split, generator: np.random.Generator, count: int):
