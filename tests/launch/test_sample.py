@@ -104,7 +104,7 @@ def test_from_the_shell(workdir):
     assert bad.returncode == 2 and bad.stdout == ""
     assert len(bad.stderr.splitlines()) == 1 and bad.stderr.startswith("error: ") and "top_k" in bad.stderr
     bad = shell("launch.eval", f"--workdir={workdir}", "--suite=helpout")
-    assert bad.returncode == 2 and bad.stderr == "error: unknown suite 'helpout'; nearest: heldout\n"
+    assert bad.returncode == 2 and bad.stderr == "error: unknown suite 'helpout'; nearest: heldout, shots\n"
 
 
 def test_tables_wrap_align_and_show_what_is_invisible():

@@ -153,9 +153,7 @@ def test_the_suite_world_runs_and_writes_what_a_suite_does(chat_run, tmp_path):
     assert list(results["tasks"]) == list(world_tasks.task_names(TALK)) and results["form"] == "chat"
     assert json.loads((tmp_path / "results.json").read_text()) == results
     lines = [json.loads(x) for x in (tmp_path / "arithmetic.jsonl").read_text().splitlines()]
-    assert [x["text"] for x in lines] == [
-        i.question.text for i in items(TALK, "arithmetic", 2)
-    ]
+    assert [x["text"] for x in lines] == [i.question.text for i in items(TALK, "arithmetic", 2)]
     printed = table(results).splitlines()
     assert any(line.split()[:3] == ["fact_often", "1", "abstained"] for line in printed)
     with pytest.raises(UserError, match=r"unknown suite 'word'; the world's are world, shots"):
