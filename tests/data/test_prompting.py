@@ -1,5 +1,9 @@
 """Prompts to the letter, and that no example gives away what is asked."""
 
+import doctest
+import io
+import re
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -9,6 +13,7 @@ from jaxlm.data.world.answers import final_answer
 from jaxlm.data.world.corpus import World, task_problem, written
 from jaxlm.data.world.people import People
 from jaxlm.data.world.talk import answered, worked
+from tests.source import ROOT
 
 ADD = Example("What is 2 + 3 * 4?", "14", ("3 * 4 = 12", "2 + 12 = 14"), about="2 + 3 * 4")
 CITY = Example("Where was Ada born?", "Brookford")
@@ -83,3 +88,12 @@ def test_shots_differ_with_the_question_and_the_seed():
     pool = [Example(f"q{i}", "a") for i in range(40)]
     chosen = {choose_shots(pool, 4, Example(f"asked {n}", "a"), seed) for n in range(5) for seed in range(4)}
     assert len(chosen) == 20
+
+
+def test_the_guides_examples_hold():
+    page = (ROOT / "docs" / "prompting.md").read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    test = doctest.DocTestParser().get_doctest(blocks, {}, "docs/prompting.md", None, 0)
+    out = io.StringIO()
+    assert doctest.DocTestRunner().run(test, out=out.write).attempted == 5
+    assert not out.getvalue(), out.getvalue()
