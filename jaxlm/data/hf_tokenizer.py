@@ -144,6 +144,15 @@ class HuggingFaceTokenizer(Tokenizer):
             "settings.json": json.dumps(self._settings, ensure_ascii=False, indent=1, sort_keys=True).encode(),
         }
 
+    def published_files(self) -> dict[str, bytes]:
+        """The tokenizer as a Hugging Face folder keeps it, with the settings that are known here."""
+        tokens = {name: text for name, text in self._settings["tokens"].items() if text is not None}
+        about = {"tokenizer_class": "PreTrainedTokenizerFast"} | tokens
+        if self.chat_template is not None:
+            about["chat_template"] = self.chat_template
+        text = json.dumps(about, ensure_ascii=False, indent=2) + "\n"
+        return {"tokenizer.json": self._definition, "tokenizer_config.json": text.encode()}
+
     # ------------------------------------------------------------------------------------------------------- chats
     @property
     def chat_template(self) -> str | None:

@@ -92,7 +92,7 @@ _EMPTY = re.compile(r"(.*\.)?rotary_emb\.inv_freq|h\.\d+\.attn\.(masked_)?bias")
 _PICTURES = re.compile(r"(vision_tower|multi_modal_projector)\..*")
 
 
-def _places(cfg: ModelConfig, family: str) -> dict[str, list[Place]]:
+def places(cfg: ModelConfig, family: str) -> dict[str, list[Place]]:
     """Parameter name -> its place, or for a stacked one the place of each layer."""
     outer, block, layer_name = _LLAMA_OUTER, _LLAMA_BLOCK, "layers"
     if family == "gpt2":
@@ -109,7 +109,7 @@ def _places(cfg: ModelConfig, family: str) -> dict[str, list[Place]]:
     return found
 
 
-def _stored_shape(cfg: ModelConfig, name: str, shape: tuple[int, ...], place: Place) -> tuple[int, ...]:
+def stored_shape(cfg: ModelConfig, name: str, shape: tuple[int, ...], place: Place) -> tuple[int, ...]:
     """The shape that the checkpoint must have for one layer's parameter of our `shape`."""
     if place.layout in ("vocab", "vocab_T"):
         return cfg.vocab_size, cfg.width
@@ -139,8 +139,8 @@ def arrange(cfg: ModelConfig, family: str, shapes: Mapping[str, tuple], read: Ca
     shapes: of every tensor there is; read: its content by name. `UserError` names what is missing, is there and has
     no place, or has another shape than `cfg` says.
     """
-    places, ours = _places(cfg, family), abstract(cfg)
-    wanted = {place.name for each in places.values() for place in each}
+    found, ours = places(cfg, family), abstract(cfg)
+    wanted = {place.name for each in found.values() for place in each}
     left = {
         n for n in shapes if n not in wanted and not _EMPTY.fullmatch(n) and not (cfg.tied and n == "lm_head.weight")
     }
@@ -151,8 +151,8 @@ def arrange(cfg: ModelConfig, family: str, shapes: Mapping[str, tuple], read: Ca
 
     def leaf(name, x):
         stacked = name.startswith("backbone/blocks/")
-        for place in places[name]:
-            expected = _stored_shape(cfg, name, x.shape[1:] if stacked else x.shape, place)
+        for place in found[name]:
+            expected = stored_shape(cfg, name, x.shape[1:] if stacked else x.shape, place)
             if tuple(shapes[place.name]) != expected:
                 raise UserError(
                     f"the checkpoint does not fit its config.json: {place.name} has the shape "
@@ -164,7 +164,7 @@ def arrange(cfg: ModelConfig, family: str, shapes: Mapping[str, tuple], read: Ca
 
     def build(name, x):
         out = np.zeros(x.shape, x.dtype)
-        for i, place in enumerate(places[name]):
+        for i, place in enumerate(found[name]):
             _fill(out[i] if name.startswith("backbone/blocks/") else out, read(place.name), place)
         return out
 

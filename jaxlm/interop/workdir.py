@@ -1,7 +1,10 @@
 """A Hugging Face folder as a run directory, so that the imported model is sampled, evaluated and trained on as any."""
 
+import contextlib
 import dataclasses
 import os
+
+from etils import epath
 
 from jaxlm import config, storage, tree
 from jaxlm.config import UserError
@@ -34,29 +37,43 @@ def import_folder(source, workdir, precision: Precision) -> Imported:
     the rest. Everything is written beside `workdir` and moved there at the end, so it is whole or not there.
     `UserError` for a bad source (see `hf.load_hf`), and for a workdir that holds something.
     """
-    text = os.fspath(workdir)
-    target = storage.path(text if "://" in text else os.path.abspath(text))
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{workdir} is not empty; give the import a workdir of its own")
+    target = new_folder(workdir)
     model = hf.config_from_hf(hf.read_config(os.fspath(source)), precision)
     tokenizer = hf_tokenizer.from_folder(source, model.vocab_size)  # cheap, so that it fails first
     model, params = hf.load_hf(source, precision)
 
     e = Experiment(model=model, data=_data(model, target))
-    beside = target.parent / f".{target.name}.importing"
+    with written_whole(target) as root:
+        _write(root, e, params, tokenizer, os.fspath(source))
+    padding = (params["backbone"]["embed"]["tokens"].shape[0] - model.vocab_size) * model.width
+    count = tree.count(params) - padding * (1 if model.tied else 2)
+    return Imported(e, count, tokenizer.vocab_size, tokenizer.chat_template is not None)
+
+
+def new_folder(path) -> epath.Path:
+    """`path` made absolute; `UserError` when it holds something."""
+    text = os.fspath(path)
+    target = storage.path(text if "://" in text else os.path.abspath(text))
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{path} is not empty; give what is to be written there a folder of its own")
+    return target
+
+
+@contextlib.contextmanager
+def written_whole(target: epath.Path):
+    """Yields a new folder beside `target` that takes its place at the end; nothing is left of it after an error."""
+    beside = target.parent / f".{target.name}.partial"
     if beside.exists():
         beside.rmtree()
+    storage.make_dir(beside)
     try:
-        _write(beside, e, params, tokenizer, os.fspath(source))
+        yield beside
         if target.exists():
             target.rmdir()
         beside.rename(target)
     finally:
         if beside.exists():
             beside.rmtree()
-    padding = (params["backbone"]["embed"]["tokens"].shape[0] - model.vocab_size) * model.width
-    count = tree.count(params) - padding * (1 if model.tied else 2)
-    return Imported(e, count, tokenizer.vocab_size, tokenizer.chat_template is not None)
 
 
 def _data(model, target) -> Data:
@@ -66,16 +83,19 @@ def _data(model, target) -> Data:
 
 
 def _write(root, e: Experiment, params, tokenizer, source) -> None:
-    storage.make_dir(root)
     tokenizer.save(root / "tokenizer")
     imported = {
         "from": os.path.basename(os.path.abspath(source)),
         "files": {name: storage.sha256_file(os.path.join(source, name)) for name in hf.weight_files(source)},
     }
-    hashes = {"tokenizer": tokenizer.hash}
+    write_run(root, e, params, {"tokenizer": tokenizer.hash}, imported=imported)
+
+
+def write_run(root, e: Experiment, params, hashes: dict, **origin) -> None:
+    """A run directory that starts and ends with `params`, but for its tokenizer; `origin` is for lineage.json."""
     with Checkpoints(root, Checkpointing(every=1)) as checkpoints:
         checkpoints.save(0, {"params": params}, {"hashes": hashes}, force=True)
     lineage.write_environment(root)
-    lineage.write_lineage(root, hashes, imported=imported)
+    lineage.write_lineage(root, hashes, **origin)
     storage.write_text(root / "diff.txt", "")
     storage.write_text(root / "config.json", config.to_json(e))

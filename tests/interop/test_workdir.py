@@ -9,12 +9,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from jaxlm import storage
 from jaxlm.config import UserError
 from jaxlm.data.tokenizer import train
 from jaxlm.interop import hf
+from jaxlm.interop.export import export_hf
 from jaxlm.interop.workdir import import_folder
 from jaxlm.nn.definition import Precision
 from jaxlm.run.load import load_run
@@ -100,6 +101,19 @@ def test_dtypes(source, tmp_path):
     assert {x.dtype.name for x in jax.tree.leaves(load_run(tmp_path / "w").params)} == {"bfloat16"}
 
 
+def test_a_model_is_exported_with_its_tokenizer_as_it_came(source, tmp_path):
+    import_folder(source, tmp_path / "first", Precision(params="bfloat16"))
+    export_hf(tmp_path / "first", tmp_path / "out")
+    for name, x in load_file(tmp_path / "out" / "model.safetensors").items():
+        np.testing.assert_array_equal(x, load_file(source / "model.safetensors")[name].astype(x.dtype))
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (TOKENIZER / "tokenizer.json").read_bytes()
+    import_folder(tmp_path / "out", tmp_path / "second", Precision(params="bfloat16"))
+    first, second = load_run(tmp_path / "first"), load_run(tmp_path / "second")
+    jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+    assert first.tokenizer.hash == second.tokenizer.hash
+    assert first.tokenizer.chat_template == second.tokenizer.chat_template is not None
+
+
 def test_a_bad_import_leaves_nothing_and_harms_nothing(source, workdir, tmp_path):
     before = sorted(p.relative_to(workdir) for p in workdir.rglob("*"))
     with pytest.raises(UserError, match="is not empty"):
@@ -125,7 +139,7 @@ def test_an_interrupted_import_is_done_again(source, tmp_path, monkeypatch):
         with pytest.raises(ZeroDivisionError):
             import_folder(source, tmp_path / "w", Precision())
     assert not any((tmp_path / "w").iterdir()) and len(list(tmp_path.iterdir())) == 1
-    (tmp_path / ".w.importing").mkdir()  # what a kill leaves
+    (tmp_path / ".w.partial").mkdir()  # what a kill leaves
     import_folder(source, tmp_path / "w", Precision())
     assert load_run(tmp_path / "w").step == 0
 
