@@ -55,9 +55,8 @@ def export_hf(workdir, out, step: int | str | None = None) -> Exported:
     target = new_folder(out)
     run = load_run(workdir, step)
     family, about = to_hf.config_to_hf(run.model, run.experiment.data.context)
-    ids = {f"{name}_token_id": getattr(run.tokenizer, name) for name in ("bos", "eos")}
-    about |= {name: i for name, i in ids.items() if i is not None}
-    about |= {"dtype": run.model.precision.params, "torch_dtype": run.model.precision.params}
+    about |= {"bos_token_id": run.tokenizer.bos, "eos_token_id": run.tokenizer.eos}
+    about |= dict.fromkeys(("dtype", "torch_dtype"), run.model.precision.params)  # as transformers 5 and 4 spell it
     arrays = to_hf.tensors(run.model, family, jax.device_get(run.params))
     with written_whole(target) as root:
         save_file(arrays, os.fspath(root / "model.safetensors"), metadata={"format": "pt"})
