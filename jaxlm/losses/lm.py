@@ -13,32 +13,39 @@ from jaxlm.nn.definition import ModelConfig
 from jaxlm.nn.transformer import unembed
 
 
-def token_logprobs(cfg: ModelConfig, params, hidden_BTD, targets_BT, chunk: int | None = None):
+def token_logprobs(cfg: ModelConfig, params, hidden_BTD, targets_BT, chunk: int | None = None, temperature_BT=None):
     """(log-probability of each target, log of the softmax's denominator), both [B, T], in float32 or wider.
 
     `chunk` positions of every row are scored at a time and scored again in the backward pass, so at most B * chunk * V
     logits exist; unset, all at once. `chunk` need not divide T, and changes neither values nor gradients.
+    `temperature_BT` ([B, T] or [B, 1], above 0) divides the logits, for tokens that were sampled with it.
     """
 
-    def score(hidden, targets):
+    def score(hidden, targets, temperature=None):
         logits = unembed(cfg, params, hidden)
+        if temperature is not None:
+            logits = logits / temperature[..., None].astype(logits.dtype)
         logsumexp = jax.nn.logsumexp(logits, axis=-1)
         column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
         # A compare and a sum: fused with the rest, where a gather's gradient would be a scatter.
         chosen = jnp.sum(jnp.where(column == targets[..., None], logits, 0), axis=-1)
         return chosen - logsumexp, logsumexp
 
-    B, T, D = hidden_BTD.shape
+    B, T, _ = hidden_BTD.shape
     if chunk is None or chunk >= T:
-        return score(hidden_BTD, targets_BT)
+        return score(hidden_BTD, targets_BT, temperature_BT)
     count = -(-T // chunk)
     spare = count * chunk - T
-    hidden = jnp.pad(hidden_BTD, ((0, 0), (0, spare), (0, 0))).reshape(B, count, chunk, D)
-    targets = jnp.pad(targets_BT, ((0, 0), (0, spare))).reshape(B, count, chunk)
+    columns = [hidden_BTD, targets_BT]
+    if temperature_BT is not None:
+        columns.append(jnp.broadcast_to(temperature_BT, (B, T)))
+
+    def cut(x):
+        x = jnp.pad(x, ((0, 0), (0, spare)) + ((0, 0),) * (x.ndim - 2), constant_values=1)  # no temperature is 0
+        return jnp.moveaxis(x.reshape(B, count, chunk, *x.shape[2:]), 1, 0)
+
     # The kernel is cast inside, so that its gradient is summed over chunks in the parameters' dtype.
-    scores = jax.lax.map(
-        lambda xs: jax.checkpoint(score)(*xs), (jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(targets, 1, 0))
-    )
+    scores = jax.lax.map(lambda xs: jax.checkpoint(score)(*xs), tuple(cut(x) for x in columns))
     return tuple(jnp.moveaxis(s, 0, 1).reshape(B, count * chunk)[:, :T] for s in scores)
 
 

@@ -107,7 +107,7 @@ def _ask(respond: Respond | None, stopped: list[Request]) -> list:
     """What each request that stopped goes on with. Tools wait for other processes, so several run at once."""
     if respond is None or not stopped:
         return [None] * len(stopped)
-    with concurrent.futures.ThreadPoolExecutor(min(len(stopped), os.cpu_count() or 1)) as pool:
+    with concurrent.futures.ThreadPoolExecutor(min(len(stopped), max(2, os.cpu_count() or 1))) as pool:
         return list(pool.map(lambda r: respond(r.index, list(r.ids)), stopped))
 
 

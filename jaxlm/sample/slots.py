@@ -172,4 +172,4 @@ def decode(cfg: ModelConfig, params, slots: Slots, idle_B: jax.Array, steps: jax
         slot_B = jnp.where(live_B, jnp.arange(B), B)
         return step + 1, _spread(cfg, _emit(slots, slots.settings, slot_B, slots.count_B, logits_BV))
 
-    return jax.lax.while_loop(more, body, (jnp.int32(0), slots))[1]
+    return _spread(cfg, jax.lax.while_loop(more, body, (jnp.int32(0), slots))[1])

@@ -52,6 +52,19 @@ def test_every_chunk_size_gives_the_plain_value_and_gradient(tied):
                 np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11, err_msg=str(chunk))
 
 
+def test_temperatures_divide_the_logits_whatever_the_chunk():
+    with doubled():
+        cfg, params, hidden, targets, _ = case(True, "float64")
+        temperature = jnp.linspace(0.3, 2.0, hidden.shape[0] * hidden.shape[1]).reshape(targets.shape)
+        logits = unembed(cfg, params, hidden)
+        for given in (temperature, temperature[:, :1]):
+            logprobs = jax.nn.log_softmax(logits / given[..., None])
+            want = jnp.take_along_axis(logprobs, targets[..., None], -1)[..., 0]
+            for chunk in (None, 4):
+                got = token_logprobs(cfg, params, hidden, targets, chunk, given)[0]
+                np.testing.assert_allclose(got, want, rtol=1e-9)
+
+
 def test_single_precision():
     cfg, params, hidden, targets, weights = case(True, "float32")
     want = outcome(lambda p, h: written_out(cfg, p, h, targets), params, hidden, weights)

@@ -19,8 +19,8 @@ def symbol(name: str) -> int:
     return TOKENIZER.control[name] if name in TOKENIZER.control else TOKENIZER.encode(name)[0]
 
 
-def automaton(following: dict[str, str | tuple[str, ...]]):
-    """Parameters of `AUTOMATON` with which each symbol is followed by one of the given ones, all equally likely.
+def automaton(following: dict[str, str | tuple[str, ...]], cfg: ModelConfig = AUTOMATON):
+    """Parameters of `AUTOMATON`, or a `cfg` like it, that follow each symbol by one of those given, all equally likely.
 
     One-hot embeddings, layers that add nothing, and an output kernel that is the table.
     """
@@ -36,7 +36,7 @@ def automaton(following: dict[str, str | tuple[str, ...]]):
             return np.eye(_V, dtype=x.dtype)
         return kernel if name.endswith("lm/kernel") else np.zeros(x.shape, x.dtype)
 
-    return jax.tree.map(jax.numpy.asarray, tree.map_named(value, abstract(AUTOMATON)))
+    return jax.tree.map(jax.numpy.asarray, tree.map_named(value, abstract(cfg)))
 
 
 def say(*words: str) -> dict[str, str]:

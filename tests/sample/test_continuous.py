@@ -1,0 +1,177 @@
+"""Slots that are refilled, and forced tokens: against full passes, and whatever shares the batch."""
+
+import dataclasses
+import functools
+import threading
+
+import numpy as np
+import pytest
+
+from jaxlm.config import UserError
+from jaxlm.nn.transformer import LearnedPositions
+from jaxlm.sample.engine import Sampling, generate
+from tests.sample.scripted import AUTOMATON, automaton, say, symbol
+from tests.sample.small import CONVOLVED, TOKENIZER, WINDOWED, assert_follows, full_logits, random_params
+
+COMMON = tuple(range(100, 160))  # a fifth of the vocabulary, so that random models stop at one soon
+
+
+@functools.cache
+def params_of(cfg):
+    return random_params(cfg)
+
+
+@pytest.fixture(params=[WINDOWED, CONVOLVED], ids=["windowed", "convolved"])
+def cfg(request):
+    return request.param
+
+
+def mixed_requests(n, seed):
+    """(prompts, settings, sample ids): lengths, temperatures, filters, stops and seeds all over the place."""
+    g = np.random.default_rng(seed)
+    prompts = [g.integers(32, 288, g.integers(1, 30)).tolist() for _ in range(n)]
+    settings = [
+        Sampling(
+            temperature=float(g.choice([0.0, 0.7, 1.3])),
+            top_k=int(g.choice([0, 20])),
+            max_tokens=int(g.integers(1, 25)),
+            max_forced=60,
+            stop_ids=COMMON if g.random() < 0.5 else tuple(g.integers(32, 288, g.integers(0, 3)).tolist()),
+            stop_strings=("q", "XY") if g.random() < 0.3 else (),
+            seed=int(g.integers(0, 9)),
+        )
+        for _ in range(n)
+    ]
+    return prompts, settings, g.integers(0, 1000, n).tolist()
+
+
+def responder(answers=None):
+    """Answers at COMMON with 0 to 20 tokens while the completion is short; `answers` takes down where and what."""
+
+    def respond(index, ids):
+        if ids[-1] not in COMMON or len(ids) > 40:
+            return None
+        g = np.random.default_rng(sum(ids) + len(ids))
+        answer = g.integers(32, 288, g.integers(0, 21)).tolist()
+        if answers is not None:
+            answers.setdefault(index, []).append((len(ids), answer))
+        return answer
+
+    return respond
+
+
+def decode(cfg, requests, slots=8, answers=None):
+    return generate(cfg, params_of(cfg), TOKENIZER, *requests, slots, respond=responder(answers))
+
+
+def in_order(order, *columns):
+    return [[column[i] for i in order] for column in columns]
+
+
+def test_more_requests_than_slots_give_what_each_gives_alone(cfg):
+    """Bit for bit: in another order, so with other neighbors and in other slots, and with none at all."""
+    requests = mixed_requests(30, seed=0)
+    want = decode(cfg, requests)
+    assert len({len(c.ids) for c in want}) > 8 and {c.finish_reason for c in want} == {"stop", "length"}
+    assert sum(not all(c.sampled) for c in want) > 5
+    order = np.random.default_rng(1).permutation(30).tolist()
+    assert decode(cfg, in_order(order, *requests)) == in_order(order, want)[0]
+    forced = next(i for i in range(30) if not all(want[i].sampled))
+    for i in (0, forced, 29):
+        assert decode(cfg, in_order([i], *requests)) == [want[i]]
+
+
+def test_refills_and_forced_tokens_say_what_full_passes_say(cfg):
+    """The logits after a forced token are those of a prompt that holds it from the start."""
+    prompts, settings, ids = mixed_requests(24, seed=5)
+    settings, answers = [dataclasses.replace(s, top_k=0) for s in settings], {}
+    out = decode(cfg, (prompts, settings, ids), answers=answers)
+    given = [answer for each in answers.values() for _, answer in each]
+    assert len(given) > 12 and max(map(len, given)) > 10  # longer than the windows
+    for i, (prompt, s, sample_id, c) in enumerate(zip(prompts, settings, ids, out)):
+        sampled = np.ones(len(c.ids), bool)
+        for at, answer in answers.get(i, []):
+            if at < len(c.ids):  # otherwise it did not fit
+                assert c.ids[at : at + len(answer)] == tuple(answer)
+                sampled[at : at + len(answer)] = False
+        assert tuple(sampled) == c.sampled and sum(c.sampled) <= s.max_tokens
+        assert_follows(cfg, params_of(cfg), prompt, s, sample_id, c)
+
+
+def test_other_slot_counts_and_buckets_agree_within_rounding():
+    """Greedy tokens may differ only where the two best logits are within 1e-3 of each other."""
+    cfg, params = WINDOWED, params_of(WINDOWED)
+    prompts = mixed_requests(6, seed=11)[0]
+    settings = [Sampling(temperature=0.0, max_tokens=20, max_forced=60)] * 6
+    want = decode(cfg, (prompts, settings, range(6)))
+    long = [TOKENIZER.encode("z" * 70)]
+    for got in (
+        generate(cfg, params, TOKENIZER, prompts, settings, slots=2),
+        generate(cfg, params, TOKENIZER, prompts + long, settings + settings[:1], slots=4)[:6],
+    ):
+        for prompt, a, b in zip(prompts, want, got):
+            same = next((i for i, (x, y) in enumerate(zip(a.ids, b.ids)) if x != y), len(a.ids))
+            np.testing.assert_allclose(a.logprobs[:same], b.logprobs[:same], atol=1e-4)
+            if same < len(a.ids):
+                best = np.sort(full_logits(cfg, params, [*prompt, *a.ids])[len(prompt) - 1 + same])
+                assert best[-1] - best[-2] < 1e-3
+
+
+# ------------------------------------------------------------------------------------------------- by scripted models
+LEARNED = dataclasses.replace(AUTOMATON, positions=LearnedPositions(40))
+
+
+def run(table, answer, prompts=("a",), slots=4, **settings):
+    settings = Sampling(**{"temperature": 0.0, "stop_ids": (symbol("b"),)} | settings)
+    prompts = [TOKENIZER.encode(p) for p in prompts]
+    respond = lambda i, ids: answer(ids)  # noqa: E731
+    return generate(LEARNED, automaton(table, LEARNED), TOKENIZER, prompts, settings, slots=slots, respond=respond)
+
+
+def test_what_no_longer_fits_ends_for_its_length():
+    def ends(answer, **settings):
+        [c] = run(say("a", "b"), lambda ids: answer and TOKENIZER.encode(answer), **settings)
+        return TOKENIZER.decode(c.ids), c.finish_reason
+
+    assert ends(None) == ("b", "stop")
+    assert ends("a", max_tokens=5) == ("babababab", "length")  # max_tokens counts what was sampled
+    assert ends("xxxa", max_tokens=9, max_forced=11) == ("bxxxabxxxab", "length")  # max_forced what was not
+    # Learned positions reach 40 tokens, "a" among them, and one more is sampled there.
+    assert ends("xxxxxxxa", max_tokens=30) == (("b" + "x" * 7 + "a") * 4 + "b", "length")
+    with pytest.raises(UserError, match="outside the vocabulary"):
+        run(say("a", "b"), lambda ids: [5000])
+
+
+def test_stop_strings_are_looked_for_in_what_was_sampled():
+    table = {"a": "b", "b": "c", "c": "a", "x": "y", "y": "z"}
+    [c] = run(table, lambda ids: TOKENIZER.encode("..ca..x"), stop_strings=("ca", "yz"))
+    assert TOKENIZER.decode(c.ids) == "b..ca..xyz" and c.text == "b..ca..x" and c.finish_reason == "stop"
+
+
+def test_a_finished_slot_takes_the_next_request_while_others_run():
+    """No waves: in two slots, five short requests end one after the other beside a long one."""
+    said = []
+    settings = [Sampling(max_tokens=n, temperature=0.0) for n in (30, 4, 4, 4, 4, 4)]
+    params = automaton({"a": "b", "b": "a"}, LEARNED)
+    prompts = [[symbol("a")]] * 6
+    out = generate(
+        LEARNED, params, TOKENIZER, prompts, settings, slots=2, chunk=2, on_tokens=lambda i, ids: said.append((i, ids))
+    )
+    assert [len(c.ids) for c in out] == [30, 4, 4, 4, 4, 4]
+    last = [max(at for at, (i, _) in enumerate(said) if i == request) for request in range(6)]
+    assert max(last[1:]) < last[0]
+    for i, c in enumerate(out):
+        assert c.ids == tuple(t for j, ids in said for t in ids if j == i)
+
+
+def test_requests_that_stop_together_are_asked_at_once():
+    both = threading.Barrier(2)
+
+    def answer(ids):
+        if ids[-1] != symbol("b"):
+            return None
+        both.wait(timeout=30)  # breaks unless two threads are here
+        return [symbol("c")]
+
+    out = run(say("a", "b", "c", "<|end|>"), answer, ["a"] * 4)
+    assert [(c.text, c.finish_reason) for c in out] == [("bc", "stop")] * 4
