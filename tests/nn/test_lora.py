@@ -56,8 +56,6 @@ def test_merged_in_float32_within_1e_5():
     params = jax.jit(transformer.init, static_argnums=0)(cfg, jax.random.key(3)) | {"adapters": pairs}
     attached, merged = logits(cfg, lora.attach(config, params)), logits(cfg, lora.merge(config, params))
     np.testing.assert_allclose(attached, merged, atol=1e-5, rtol=0)
-    plain = logits(cfg, params | {"adapters": {}})
-    assert np.abs(np.asarray(merged - plain)).max() > 0.1
 
 
 def test_the_product_is_alpha_over_rank_times_a_times_b():
@@ -73,18 +71,17 @@ def test_the_product_is_alpha_over_rank_times_a_times_b():
 
 
 def test_a_fresh_start_is_the_model_bit_for_bit():
-    cfg, key = SINGLE, jax.random.key(3)
-    config = LoRA(rank=RANK)
-    plain = jax.jit(transformer.init, static_argnums=0)(cfg, key)
-    params = jax.jit(lora.init, static_argnums=(0, 1))(cfg, config, key)
-    jax.tree.map(np.testing.assert_array_equal, {k: params[k] for k in ("backbone", "heads")},
-                 {k: plain[k] for k in ("backbone", "heads")})  # fmt: skip
-    for use in (lora.attach, lora.merge):
-        np.testing.assert_array_equal(logits(cfg, use(config, params)), logits(cfg, plain))
+    key, config = jax.random.key(3), LoRA(rank=64)
+    plain = jax.jit(transformer.init, static_argnums=0)(SINGLE, key)
+    params = jax.jit(lora.init, static_argnums=(0, 1))(SINGLE, config, key)
+    jax.tree.map(np.testing.assert_array_equal, params | {"adapters": {}}, plain)
+    jax.tree.map(np.testing.assert_array_equal, lora.merge(config, params), plain)
+    np.testing.assert_array_equal(logits(SINGLE, lora.attach(config, params)), logits(SINGLE, plain))
     for name, x in tree.named_leaves(params["adapters"]):
-        assert not np.any(x) if name.endswith("/b") else np.std(x) > 0
-    wide = lora.init(replace(cfg, width=64), config, key)["adapters"]["0"]["mlp"]["up"]["a"]
-    assert float(jnp.std(wide)) == pytest.approx(1 / 8, rel=0.2)
+        if name.endswith("/b"):
+            assert not np.any(x), name
+        else:
+            assert float(jnp.std(x)) == pytest.approx(np.prod(x.shape[1:-1]) ** -0.5, rel=0.2), name
 
 
 def test_every_projection_of_the_blocks_and_nothing_else_is_adapted():
