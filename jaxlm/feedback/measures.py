@@ -205,7 +205,10 @@ def abstaining(probed: Sequence[Probed], threshold: float, score: str) -> list[P
 def threshold_for(
     dev: Sequence[Probed], score: str, most_lost: float = 0.03, thresholds: Thresholds = THRESHOLDS
 ) -> float:
-    """The highest threshold at which coverage on known facts falls by at most `most_lost` (a share of all of them)."""
+    """The highest threshold at which coverage on known facts falls by at most `most_lost` (a share of all of them).
+
+    Infinite where even refusing everything costs no more.
+    """
     score_of, sides = _score(score), _side_names(dev, thresholds)
     right = sorted(score_of(p) for p, side in zip(dev, sides) if side == "known" and p.outcome == "right")
     allowed = math.floor(most_lost * int((sides == "known").sum()) + 1e-9)

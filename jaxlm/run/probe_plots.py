@@ -49,12 +49,19 @@ def risk_coverage(
             [p["coverage"] for p in drawn],
             [p["wrong"] for p in drawn],
             color=COLORS[i % len(COLORS)],
-            linewidth=1.6,
+            linewidth=1.4,
+            marker=".",
+            markersize=4,
             label=name,
         )
     for i, (name, (coverage, wrong)) in enumerate((points or {}).items(), len(curves)):
         axes.plot([coverage], [wrong], "o", color=COLORS[i % len(COLORS)], markersize=7, label=name)
-    axes.set(xlabel="known facts answered right", ylabel="unknown facts answered wrong", ylim=(-0.02, 1.02))
+    axes.set(
+        xlabel="known facts answered right",
+        ylabel="unknown facts answered wrong",
+        xlim=(-0.02, 1.02),
+        ylim=(-0.02, 1.02),
+    )
     _finish(axes)
     save_figure(figure, path)
 
