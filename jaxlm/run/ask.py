@@ -14,7 +14,6 @@ from jaxlm.sample.chat import reply
 from jaxlm.sample.engine import Completion, Sampling, generate
 from jaxlm.tools import Counters, Tool
 
-SLOTS = 64  # asked at once
 GREEDY = Sampling(temperature=0.0)
 
 
@@ -84,7 +83,6 @@ def replies(
     tools: Mapping[str, Tool] | None = None,
     counters: Counters | None = None,
     sampling: Sampling = GREEDY,
-    slots: int = SLOTS,
 ) -> list[Said]:
     """The answer to each question, in order; greedy unless `sampling` says otherwise (its max_tokens is not used).
 
@@ -114,13 +112,12 @@ def replies(
             *(run.model, run.params, run.tokenizer, prompts, settings),
             limit=context,
             sample_ids=places,
-            slots=slots,
             tools=tools,
             counters=counters,
         )
         said = [Said(r.message, r.completion) for r in found]
     else:
-        found = generate(run.model, run.params, run.tokenizer, prompts, settings, places, slots)
+        found = generate(run.model, run.params, run.tokenizer, prompts, settings, places)
         said = [Said(Message("assistant", c.text), c) for c in found]
     out = dict(zip(places, said, strict=True))
     out |= {i: Said(Message("assistant", ""), None, why) for i, why in skipped.items()}
