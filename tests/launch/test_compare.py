@@ -19,7 +19,7 @@ def test_it_prints_and_writes_a_page(tmp_path, capsys, monkeypatch):
         flags.FLAGS(["compare"])
     hello = run_folder(tmp_path / "hello", HELLO)
     monkeypatch.setattr(compare, "use_compilation_cache", lambda: None)
-    base = run_folder(tmp_path / "base", say(":", " ", "n", "o"), Data(tokenizer=Bytes(), context=256))
+    base = run_folder(tmp_path / "base", say("\n", "n", "o", "<|end|>"), Data(tokenizer=Bytes(), context=256))
     page = tmp_path / "page.html"
     options = {"workdir": [base, hello], "prompt": ["Who?"], "out": str(page), "max_tokens": 16}
     with flagsaver.flagsaver(questions=1, **options):

@@ -11,6 +11,7 @@ from jaxlm.data.prepare import Data
 from jaxlm.data.tokenizer import Bytes
 from launch import eval as launch_eval
 from tests.launch.talkers import HELLO, LOOK, run_folder
+from tests.sample.scripted import say
 
 flags.FLAGS.set_gnu_getopt(True)
 
@@ -27,7 +28,7 @@ def test_the_world_is_asked(tmp_path, capsys, monkeypatch):
     assert need["needed/called"]["value"] == 1 and need["needed/called"]["n"] == 4  # withheld facts and strangers
     assert found["tools"]["tools/search/calls"] == 14 and found["form"] == "chat"
     assert (tmp_path / "look" / "eval" / "world_tools" / "results.json").exists()
-    base = run_folder(tmp_path / "base", HELLO, Data(tokenizer=Bytes(), context=256))
+    base = run_folder(tmp_path / "base", say("\n", "A", "<|end|>"), Data(tokenizer=Bytes(), context=512))
     with flagsaver.flagsaver(workdir=base, suite="world", limit=1, tools=[], json=True, world=hello):
         assert launch_eval.main() == 0
     assert json.loads(capsys.readouterr().out)["form"] == "text"
