@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from jaxlm.config import UserError
 from jaxlm.data import chat_sources
-from jaxlm.data.conversation import parse, render
+from jaxlm.data.conversation import Message, parse, render
 from jaxlm.data.tokenizer import BytesTokenizer
 from jaxlm.data.world import answers
 from jaxlm.data.world.corpus import World, world_tables
@@ -33,8 +33,8 @@ from jaxlm.feedback.probe import (
     write_probed,
 )
 from jaxlm.nn.transformer import ModelConfig
-from jaxlm.sample.chat import reply
-from jaxlm.sample.engine import Sampling
+from jaxlm.sample.chat import Reply, reply
+from jaxlm.sample.engine import Completion, Sampling
 from tests.feedback.scripted import Scripted, replied
 from tests.tiny_run import random_params
 
@@ -72,6 +72,13 @@ def test_a_probe_holds_what_was_said():
     hits = a.samples.count("My best guess is Paris.")
     assert 0 < hits < 16 and a.outcomes.count("right") == hits and a.right_rate == a.agreement == hits / 16
     assert b.outcome == "abstained" and set(b.outcomes) == {"right"} and b.agreement == 0
+
+    def with_a_tool(prompt, draw):  # a forced token in the middle, which the model did not choose
+        completion = Completion((1, 2, 3), (-1.0, 0.0, -2.0), "4", "length", (True, False, True))
+        return Reply(Message("assistant", "4"), completion)
+
+    c = probe(Scripted(with_a_tool), questions[1:], k=1)[0]
+    assert (c.tokens, c.logprob, c.mean_logprob, c.finished) == (2, -3.0, -1.5, False)
 
 
 def test_a_probe_does_not_depend_on_the_questions_beside_it():
@@ -213,6 +220,12 @@ def test_a_comparison_by_hand():
     assert unknown["untold"]["before"]["value"] == 11 / 12 and unknown["untold"]["factor"] == pytest.approx(11)
     assert unknown["untold"]["factor_low"] == pytest.approx(11 / 12 / proportion([1] + [0] * 11).high)
     assert found["classes"]["known"]["before"]["n"] == 8 and found["classes"]["unknown"]["factor"] == pytest.approx(11)
+    # Of one person, three of whose four answers stay right: that is one observation, not four.
+    pair = [[dataclasses.replace(p, question=dataclasses.replace(p.question, person=i // 20)) for i, p in side_]
+            for side_ in (list(enumerate(before)), list(enumerate(after)))]  # fmt: skip
+    lost = measures.compare(*pair)["known"]["often"]["lost"]
+    assert (lost["value"], lost["stderr"]) == (0.25, pytest.approx(0))
+    assert found["known"]["often"]["lost"]["stderr"] == pytest.approx(math.sqrt(3 / 4) / 4)
     same = measures.compare(before, before)
     assert same["known"]["told"]["lost"]["value"] == 0 and same["unknown"]["untold"]["factor"] == 1
     with pytest.raises(UserError, match="different questions"):
@@ -347,8 +360,9 @@ def test_general_questions_get_general_refusals():
 
 
 def test_an_unstable_answer_is_the_commonest_right_one_without_its_hedge():
-    p = made("wrong", 0, k=4, samples=("Rome", "It might be paris; please check.", "PARIS", "Paris."))
-    p = dataclasses.replace(p, outcomes=("wrong", "right", "right", "right"))
+    city = dataclasses.replace(TRUTH, also=("Lutetia",))
+    p = made("wrong", 0, k=4, samples=("Lutetia", "It might be paris; please check.", "PARIS", "Rome"), question=city)
+    p = dataclasses.replace(p, outcomes=("right", "right", "right", "wrong"))
     assert classify(p, Thresholds(known=0.9)) == "unstable" and right_answer(p) == "paris"
     said = lessons([p], "m", Thresholds(known=0.9))[0].conversation.messages[-1].text
     assert tuple(answers.judge(TRUTH, said)) == ("right", True) and said.count("paris") == 1

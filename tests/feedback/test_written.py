@@ -119,6 +119,12 @@ def test_questions_are_kept_when_they_are_answered_with_the_passage_at_hand(tmp_
     (tmp_path / "q.jsonl").write_text("\n".join(lines))
     assert read_questions(tmp_path / "q.jsonl") == [w.question for w in kept]
     assert questions_from(Scripted(author), [], "m") == []
+    # As often as is asked for is enough.
+    shares = [
+        w.source["agreed"] for w in questions_from(Scripted(author), passages, "m", count=9, k=8, seed=5, agree=0.0)
+    ]
+    assert shares[:2] == [1, 1] and 0 < shares[2] < 0.75
+    assert len(questions_from(Scripted(author), passages, "m", count=9, k=8, seed=5, agree=shares[2])) == 3
 
 
 def test_every_question_filter_refuses_something():
