@@ -18,11 +18,19 @@ WINDOWED = ModelConfig(**SMALL, kv_heads=2, pattern=("window", "full"), window=5
 CONVOLVED = ModelConfig(**SMALL, pattern=("full", "window"), window=3, short_conv=3)
 
 
-def random_params(cfg, seed=1):
+LOUD = (100, 101, 102)  # ids that random models say often, where asked to: to stop at
+
+
+@functools.cache
+def random_params(cfg, seed=1, loud=False):
     """Larger values than those of `init`, whose distributions are too flat for a wrong token to show."""
     generator = np.random.default_rng(seed)
     draw = lambda x: jnp.asarray(generator.normal(size=x.shape) * 0.6, x.dtype)  # noqa: E731
-    return jax.tree.map(draw, abstract(cfg))
+    params = jax.tree.map(draw, abstract(cfg))
+    if loud:
+        kernel = params["heads"]["lm"]["kernel"]
+        params["heads"]["lm"]["kernel"] = kernel.at[:, list(LOUD)].multiply(2)
+    return params
 
 
 @functools.partial(jax.jit, static_argnums=0)

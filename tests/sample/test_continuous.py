@@ -1,7 +1,6 @@
 """Slots that are refilled, and forced tokens: against full passes, and whatever shares the batch."""
 
 import dataclasses
-import functools
 import threading
 
 import numpy as np
@@ -11,14 +10,11 @@ from jaxlm.config import UserError
 from jaxlm.nn.transformer import LearnedPositions
 from jaxlm.sample.engine import Sampling, generate
 from tests.sample.scripted import AUTOMATON, automaton, say, symbol
-from tests.sample.small import CONVOLVED, TOKENIZER, WINDOWED, assert_follows, full_logits, random_params
-
-COMMON = tuple(range(100, 160))  # a fifth of the vocabulary, so that random models stop at one soon
+from tests.sample.small import CONVOLVED, LOUD, TOKENIZER, WINDOWED, assert_follows, full_logits, random_params
 
 
-@functools.cache
 def params_of(cfg):
-    return random_params(cfg)
+    return random_params(cfg, loud=True)
 
 
 @pytest.fixture(params=[WINDOWED, CONVOLVED], ids=["windowed", "convolved"])
@@ -34,9 +30,9 @@ def mixed_requests(n, seed):
         Sampling(
             temperature=float(g.choice([0.0, 0.7, 1.3])),
             top_k=int(g.choice([0, 20])),
-            max_tokens=int(g.integers(1, 25)),
-            max_forced=60,
-            stop_ids=COMMON if g.random() < 0.5 else tuple(g.integers(32, 288, g.integers(0, 3)).tolist()),
+            max_tokens=int(g.integers(1, 17)),
+            max_forced=16,
+            stop_ids=LOUD if g.random() < 0.7 else tuple(g.integers(32, 288, g.integers(0, 3)).tolist()),
             stop_strings=("q", "XY") if g.random() < 0.3 else (),
             seed=int(g.integers(0, 9)),
         )
@@ -46,13 +42,13 @@ def mixed_requests(n, seed):
 
 
 def responder(answers=None):
-    """Answers at COMMON with 0 to 20 tokens while the completion is short; `answers` takes down where and what."""
+    """Answers, mostly, what stops at a loud id with 0 to 9 tokens; `answers` takes down where and what."""
 
     def respond(index, ids):
-        if ids[-1] not in COMMON or len(ids) > 40:
-            return None
         g = np.random.default_rng(sum(ids) + len(ids))
-        answer = g.integers(32, 288, g.integers(0, 21)).tolist()
+        if ids[-1] not in LOUD or g.random() < 0.2:
+            return None
+        answer = g.integers(32, 288, g.integers(0, 10)).tolist()
         if answers is not None:
             answers.setdefault(index, []).append((len(ids), answer))
         return answer
@@ -87,7 +83,7 @@ def test_refills_and_forced_tokens_say_what_full_passes_say(cfg):
     settings, answers = [dataclasses.replace(s, top_k=0) for s in settings], {}
     out = decode(cfg, (prompts, settings, ids), answers=answers)
     given = [answer for each in answers.values() for _, answer in each]
-    assert len(given) > 12 and max(map(len, given)) > 10  # longer than the windows
+    assert len(given) > 12 and max(map(len, given)) > 5  # longer than the windows
     for i, (prompt, s, sample_id, c) in enumerate(zip(prompts, settings, ids, out)):
         sampled = np.ones(len(c.ids), bool)
         for at, answer in answers.get(i, []):
@@ -102,19 +98,15 @@ def test_other_slot_counts_and_buckets_agree_within_rounding():
     """Greedy tokens may differ only where the two best logits are within 1e-3 of each other."""
     cfg, params = WINDOWED, params_of(WINDOWED)
     prompts = mixed_requests(6, seed=11)[0]
-    settings = [Sampling(temperature=0.0, max_tokens=20, max_forced=60)] * 6
-    want = decode(cfg, (prompts, settings, range(6)))
-    long = [TOKENIZER.encode("z" * 70)]
-    for got in (
-        generate(cfg, params, TOKENIZER, prompts, settings, slots=2),
-        generate(cfg, params, TOKENIZER, prompts + long, settings + settings[:1], slots=4)[:6],
-    ):
-        for prompt, a, b in zip(prompts, want, got):
-            same = next((i for i, (x, y) in enumerate(zip(a.ids, b.ids)) if x != y), len(a.ids))
-            np.testing.assert_allclose(a.logprobs[:same], b.logprobs[:same], atol=1e-4)
-            if same < len(a.ids):
-                best = np.sort(full_logits(cfg, params, [*prompt, *a.ids])[len(prompt) - 1 + same])
-                assert best[-1] - best[-2] < 1e-3
+    settings = [Sampling(temperature=0.0, max_tokens=30)] * 6
+    want = generate(cfg, params, TOKENIZER, prompts, settings, slots=8)
+    longer = [dataclasses.replace(s, max_tokens=60) for s in settings]
+    for prompt, a, b in zip(prompts, want, generate(cfg, params, TOKENIZER, prompts, longer, slots=2)):
+        same = next((i for i, (x, y) in enumerate(zip(a.ids, b.ids)) if x != y), len(a.ids))
+        np.testing.assert_allclose(a.logprobs[:same], b.logprobs[:same], atol=1e-4)
+        if same < len(a.ids):
+            best = np.sort(full_logits(cfg, params, [*prompt, *a.ids])[len(prompt) - 1 + same])
+            assert best[-1] - best[-2] < 1e-3
 
 
 # ------------------------------------------------------------------------------------------------- by scripted models
@@ -149,16 +141,15 @@ def test_stop_strings_are_looked_for_in_what_was_sampled():
 
 
 def test_a_finished_slot_takes_the_next_request_while_others_run():
-    """No waves: in two slots, five short requests end one after the other beside a long one."""
+    """No waves: beside a long request nine short ones go through three slots."""
     said = []
-    settings = [Sampling(max_tokens=n, temperature=0.0) for n in (30, 4, 4, 4, 4, 4)]
-    params = automaton({"a": "b", "b": "a"}, LEARNED)
-    prompts = [[symbol("a")]] * 6
+    settings = [Sampling(max_tokens=n, temperature=0.0) for n in (30,) + (4,) * 9]
     out = generate(
-        LEARNED, params, TOKENIZER, prompts, settings, slots=2, chunk=2, on_tokens=lambda i, ids: said.append((i, ids))
-    )
-    assert [len(c.ids) for c in out] == [30, 4, 4, 4, 4, 4]
-    last = [max(at for at, (i, _) in enumerate(said) if i == request) for request in range(6)]
+        LEARNED, automaton({"a": "c", "c": "a"}, LEARNED), TOKENIZER, [[symbol("a")]] * 10, settings, slots=4, chunk=2,
+        respond=lambda i, ids: None, on_tokens=lambda i, ids: said.append((i, ids)),
+    )  # fmt: skip
+    assert [len(c.ids) for c in out] == [30] + [4] * 9
+    last = [max(at for at, (i, _) in enumerate(said) if i == request) for request in range(10)]
     assert max(last[1:]) < last[0]
     for i, c in enumerate(out):
         assert c.ids == tuple(t for j, ids in said for t in ids if j == i)

@@ -10,25 +10,14 @@ import pytest
 
 from jaxlm import rng
 from jaxlm.config import UserError
-from jaxlm.data.tokenizer import BytesTokenizer
-from jaxlm.nn.transformer import LearnedPositions, ModelConfig, abstract, apply, unembed
+from jaxlm.nn.transformer import LearnedPositions, apply, unembed
 from jaxlm.sample import engine, slots
 from jaxlm.sample.engine import Sampling, generate, next_token_distribution
 from jaxlm.sample.score import score
+from tests.sample.small import TOKENIZER, WINDOWED, random_params
 
-TOKENIZER = BytesTokenizer()
-# Grouped queries and a window shorter than the prompts, so that the ring has to turn.
-MODEL = ModelConfig(
-    vocab_size=TOKENIZER.vocab_size, layers=2, width=32, heads=4, kv_heads=2, pattern=("window", "full"), window=5
-)
+MODEL = WINDOWED
 PROMPTS = [TOKENIZER.encode(t) for t in ("a", "hello", "the quick brown fox jumps over", "x" * 20, "12", "() ")]
-
-
-def random_params(cfg, seed=1):
-    """Larger values than those of `init`, whose distributions are too flat for a wrong token to show."""
-    generator = np.random.default_rng(seed)
-    draw = lambda x: jnp.asarray(generator.normal(size=x.shape) * 0.6, x.dtype)  # noqa: E731
-    return jax.tree.map(draw, abstract(cfg))
 
 
 @pytest.fixture(scope="module")
