@@ -52,13 +52,12 @@ def main() -> int:
         for task in world_tasks.task_names(talk):
             prompts += [i.question for i in world_tasks.items(talk, task, QUESTIONS.value)]
     rows = side_by_side(runs, prompts, max_tokens=MAX_TOKENS.value)
-    print(printable(text(rows)))
     if OUT.value is not None:
         page = Page("Side by side")
         page.paragraph(", ".join(f"{label}: step {run.step}" for label, run in runs.items()), soft=True)
         add_to_page(page, rows)
         page.write(storage.path(OUT.value))
-        print(f"look at {OUT.value}")
+    print(printable(text(rows)))
     return 0
 
 

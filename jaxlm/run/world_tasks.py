@@ -16,7 +16,7 @@ from absl import logging
 from jaxlm import storage
 from jaxlm.config import UserError
 from jaxlm.data.chat import Chat
-from jaxlm.data.prompting import Example, choose_shots
+from jaxlm.data.prompting import Example, choose_shots, shown_reply
 from jaxlm.data.world.answers import judge, refusal, verify
 from jaxlm.data.world.corpus import World, task_problem, world_tables
 from jaxlm.data.world.identity import identity_question, system_question
@@ -44,12 +44,13 @@ SHOTS = (0, 1, 2, 4, 8)
 ITEMS = {"world": 200, "shots": 50}  # of each task
 POOL = 64  # examples that shots are chosen from
 SUITES = tuple(ITEMS)
+_STYLES = {"none": "direct", "think": "steps"}
 
 
 # --------------------------------------------------------------------------------------------------------- the items
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """A question, how it would stand as an example, and how long a good reply is at most, as texts."""
+    """A question, how it would stand as an example, and what a chat model may well reply, however that is meant."""
 
     question: Question
     example: Example
@@ -120,10 +121,16 @@ def items(talk: WorldConversations, task: str, count: int, split: Split = "heldo
     return tuple(different.values())[:count]
 
 
-def budget(run: Run, asked: Sequence[Item]) -> int:
-    """Tokens for a reply to any of these questions: half as much again as the longest good one takes."""
-    texts = list({text for item in asked for text in item.references})
-    return 16 + 3 * max(map(len, run.tokenizer.encode_batch(texts)), default=0) // 2
+def budget(run: Run, asked: Sequence[Item], work: Work, chat: bool) -> int:
+    """Tokens for a reply to any of these questions: a quarter more than the longest good one takes.
+
+    A base model writes the answer, after its steps unless `work` is "none"; a chat model what it was taught.
+    """
+    if chat:
+        texts = {text for item in asked for text in item.references}
+    else:
+        texts = {_texts(shown_reply(i.example, "text" if work != "none" else "none"))[0] for i in asked}
+    return 8 + 5 * max(map(len, run.tokenizer.encode_batch(list(texts))), default=0) // 4
 
 
 # ------------------------------------------------------------------------------------------------------------ asking
@@ -236,29 +243,43 @@ def _chance(asked: Sequence[Item], pool: Sequence[Item]) -> float | None:
 # ------------------------------------------------------------------------------------------------------------ suites
 def _world(run: Run, talk: WorldConversations, chat: bool, seed: int, limit: int, tools, counters):
     by_task = {task: found for task in task_names(talk) if (found := items(talk, task, limit, seed=seed))}
-    limits = [budget(run, found) for found in by_task.values() for _ in found]
-    questions = [i.question for found in by_task.values() for i in found]
-    records = iter(ask(run, questions, max_tokens=limits, chat=chat, tools=tools, counters=counters))
+    questions, works, limits = [], [], []
+    for found in by_task.values():
+        # A base model has room for steps where there are any to write.
+        work = "think" if any(i.example.solution for i in found) else "none"
+        questions += [i.question for i in found]
+        works += [work] * len(found)
+        limits += [budget(run, found, work, chat)] * len(found)
+    told = {"chat": chat, "tools": tools, "counters": counters}
+    records = iter(ask(run, questions, work=works, max_tokens=limits, **told))
     for task, found in by_task.items():
         mine = list(itertools.islice(records, len(found)))
         yield task, mine, metrics(mine, _chance(found, items(talk, task, POOL, "train")))
+
+
+def _cells(run: Run, task: str, asked: Sequence[Item], pool: Sequence[Example], chat: bool, seed: int) -> list[tuple]:
+    """What the suite `shots` asks of a task: (task, work, count, tokens of a reply, questions, shots of each)."""
+    cells = []
+    for work in ("none", "think") if any(e.solution for e in pool) else ("none",):
+        tokens = budget(run, asked, work, chat)
+        for count in SHOTS:
+            shots = [choose_shots(pool, count, i.example, seed) for i in asked]
+            tried = [Asked(i.question.text, tokens, None, s, work) for i, s in zip(asked, shots)]
+            # All questions or none: those that still fit would be the easier ones.
+            reason = next((why for a in tried if (why := too_long(run, a, chat))), None)
+            if not asked or min(map(len, shots)) < count or reason:
+                reason = reason or "too few examples or questions"
+                logging.warning("%s, %s: asked with less than %d shots only: %s", task, _STYLES[work], count, reason)
+                break
+            cells.append((task, work, count, tokens, asked, shots))
+    return cells
 
 
 def _shots(run: Run, talk: WorldConversations, chat: bool, seed: int, limit: int, tools, counters):
     cells = []
     for task in ("fact_often", *talk.world.tasks):
         asked, pool = items(talk, task, limit, seed=seed), [i.example for i in items(talk, task, POOL, "train")]
-        works: tuple[Work, ...] = ("none", "think") if any(e.solution for e in pool) else ("none",)
-        tokens = budget(run, asked)
-        for work, count in itertools.product(works, SHOTS):
-            shots = [choose_shots(pool, count, i.example, seed) for i in asked]
-            tried = [Asked(i.question.text, tokens, None, s, work) for i, s in zip(asked, shots)]
-            # All questions or none: those that still fit would be the easier ones.
-            reason = next((why for a in tried if (why := too_long(run, a, chat))), None)
-            if asked and all(len(s) == count for s in shots) and reason is None:
-                cells.append((task, work, count, tokens, asked, shots))
-            else:
-                logging.warning("%s: %d shots are left out: %s", task, count, reason or "too few examples or questions")
+        cells += _cells(run, task, asked, pool, chat, seed)
     if not cells:
         raise UserError(f"no question of the world fits data.context {run.experiment.data.context}, even without shots")
     flat = [(i.question, s, work, tokens) for _, work, _, tokens, asked, shots in cells for i, s in zip(asked, shots)]
@@ -270,8 +291,7 @@ def _shots(run: Run, talk: WorldConversations, chat: bool, seed: int, limit: int
         for _, work, count, _, asked, _ in group:
             new = list(itertools.islice(records, len(asked)))
             mine += new
-            name = f"{'direct' if work == 'none' else 'steps'}/{count} shots"
-            found[name] = proportion([r["outcome"] == "right" for r in new])
+            found[f"{_STYLES[work]}/{count} shots"] = proportion([r["outcome"] == "right" for r in new])
         yield task, mine, found
 
 
