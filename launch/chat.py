@@ -56,7 +56,9 @@ INDEX = flags.DEFINE_string("index", None, "For search: a folder of texts, or an
 TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "Above 0; 0 is greedy.")
 TOP_K = flags.DEFINE_integer("top_k", 0, "Keep the K likeliest tokens; 0 keeps all.")
 TOP_P = flags.DEFINE_float("top_p", 1.0, "Keep the likeliest tokens that together reach this probability.")
-MAX_TOKENS = flags.DEFINE_integer("max_tokens", None, "End a reply after so many tokens; default a third of the context.")
+MAX_TOKENS = flags.DEFINE_integer(
+    "max_tokens", None, "End a reply after so many tokens; a third of the context if unset."
+)
 SEED = flags.DEFINE_integer("seed", 0, "Of the random draws.")
 SHOW_PROBABILITIES = flags.DEFINE_integer("show_probabilities", None, "Show the K likeliest at each token.", 1)
 HIDE_THINKING = flags.DEFINE_bool("hide_thinking", False, "Leave out what the model thinks before it answers.")
