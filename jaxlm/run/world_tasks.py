@@ -121,12 +121,12 @@ def items(talk: WorldConversations, task: str, count: int, split: Split = "heldo
     return tuple(different.values())[:count]
 
 
-def budget(run: Run, asked: Sequence[Item], work: Work, chat: bool) -> int:
+def budget(run: Run, asked: Sequence[Item], work: Work = "think", chat: bool | None = None) -> int:
     """Tokens for a reply to any of these questions: a quarter more than the longest good one takes.
 
     A base model writes the answer, after its steps unless `work` is "none"; a chat model what it was taught.
     """
-    if chat:
+    if is_chat(run.experiment) if chat is None else chat:
         texts = {text for item in asked for text in item.references}
     else:
         texts = {_texts(shown_reply(i.example, "text" if work != "none" else "none"))[0] for i in asked}
