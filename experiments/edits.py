@@ -80,8 +80,12 @@ def high_lr_to_zero(e: Experiment) -> Experiment:
 
 @edit
 def lora(e: Experiment) -> Experiment:
-    """Adapters of rank 16 on every projection, trained in the model's place (arXiv:2106.09685); set a parent."""
-    return override(e, {"lora": LoRA()})
+    """Adapters of rank 16 on every projection, trained in the model's place (arXiv:2106.09685): set a parent.
+
+    They want about ten times the learning rate that Adam has for whole kernels, and get it.
+    """
+    faster = {"optimizer.lr": 10 * e.optimizer.lr} if isinstance(e.optimizer, AdamW) else {}
+    return override(e, {"lora": LoRA()} | faster)
 
 
 @edit
