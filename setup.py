@@ -37,6 +37,7 @@ setup(
         "hf": ["tokenizers>=0.21", "jinja2>=3.1.6", "datasets>=3.0"],
         "serve": ["starlette>=0.40", "uvicorn>=0.30"],
         "report": ["matplotlib>=3.9", "tensorboardX>=2.6"],
+        "bench": ["torch>=2.8", "transformers>=5.0"],  # the other side of launch.bench --against=torch
         "curate": ["resiliparse>=0.15", "py3langid>=0.4"],
         # The small ones of "hf" and "curate" too, so that their tests run; never torch.
         "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9"]

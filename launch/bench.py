@@ -1,13 +1,21 @@
-"""Measures this machine: the data pipeline, and how long a run takes to its first step.
+"""Measures this machine: the data pipeline, how long a run takes to its first step, and decoding.
 
   python -m launch.bench --suite=data [--megabytes=1000]     curation, then tokenizing and packing
   python -m launch.bench --suite=startup                     launch.train to its first step, with empty and full caches
+  python -m launch.bench --suite=decode [--size=10m]... [--workdir=RUN] [--batch=1,32] [--against=torch]
 
-Prints a table; --output=FILE also writes the figures as JSON, with the machine and the versions they belong to.
-Nothing else should run meanwhile: the suites take all cores.
+decode: prompts of --prompt_tokens continued by --new_tokens, at each size (random weights) or for the model of a run;
+then --requests requests of mixed lengths. --against=torch takes turns with transformers' generate on the same weights,
+prompts, dtype and threads, once both have given the same logits: with its growing cache, a static one, and a static one
+under torch.compile. Fewer cores: taskset -c 0,1 python -m launch.bench ...
+
+Prints a table; --output=FILE also writes the figures as JSON, with the machine and the versions they belong to, and of
+decode a plot beside it (FILE.png). Nothing else should run meanwhile: the suites take all cores.
 """
 
+import dataclasses
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
@@ -20,17 +28,27 @@ import time
 from absl import flags
 
 from jaxlm import storage
-from jaxlm.config import UserError
+from jaxlm.config import UserError, nearest
 from jaxlm.data.parallel import cores
 from launch import bench_data, common
 
-SUITE = flags.DEFINE_enum("suite", None, ["data", "startup"], "What is measured.")
+SUITE = flags.DEFINE_enum("suite", None, ["data", "startup", "decode"], "What is measured.")
 MEGABYTES = flags.DEFINE_integer(
     "megabytes", 200, "Size of the made corpus (data). It needs three times this on disk.", lower_bound=1
 )
 WORKERS = flags.DEFINE_integer("workers", 0, "Processes (data); 0 takes all cores.", lower_bound=0)
 EXPERIMENT = flags.DEFINE_string("experiment", "pretrain_tiny", "What is started (startup).")
 SET = flags.DEFINE_multi_string("set", [], "path=value in that definition (startup); may be repeated.")
+SIZE = flags.DEFINE_multi_string("size", [], "Model (decode), of experiments/sizes.py; may be repeated; 1m if unset.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run whose model is measured (decode).")
+BATCH = flags.DEFINE_list("batch", ["1", "32"], "Sizes of the batch (decode), with commas between.")
+PROMPT_TOKENS = flags.DEFINE_integer("prompt_tokens", 128, "Length of the prompts (decode).")
+NEW_TOKENS = flags.DEFINE_integer("new_tokens", 128, "How many tokens follow them (decode).")
+REQUESTS = flags.DEFINE_integer("requests", 128, "Requests of mixed lengths (decode); 0 leaves them out.", 0)
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of weights and computation (decode).")
+REPETITIONS = flags.DEFINE_integer("repetitions", 5, "How often each side is timed (decode).", 1)
+AGAINST = flags.DEFINE_enum("against", None, ["torch"], "The other side (decode): pip install torch transformers.")
+COMPILE_SECONDS = flags.DEFINE_integer("compile_seconds", 300, "Bounds torch.compile (decode); 0 leaves it out.", 0)
 OUTPUT = flags.DEFINE_string("output", None, "File for the figures as JSON.")
 
 
@@ -43,7 +61,8 @@ def machine() -> dict[str, str | int]:
     except OSError:
         pass
     versions = {}
-    for package in ("jax", "jaxlib", "flax", "numpy", "sentencepiece", "array_record", "grain"):
+    packages = ("jax", "jaxlib", "flax", "numpy", "sentencepiece", "array_record", "grain")
+    for package in packages + (("torch", "transformers") if AGAINST.value else ()):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -107,21 +126,52 @@ def startup_suite() -> dict[str, dict]:
         }
 
 
-SUITES = {"data": data_suite, "startup": startup_suite}
+def decode_suite() -> dict[str, dict]:
+    """Tokens per second of sampling; see `launch.bench_decode`. With --output also the plot."""
+    from experiments.sizes import SIZES  # here: the other suites are timed in processes without JAX
+    from launch import bench_decode, bench_torch
+
+    if WORKDIR.value is not None and SIZE.value:
+        raise UserError("--size names a model with random weights, --workdir the model of a run: give one of them")
+    for size in SIZE.value:
+        if size not in SIZES:
+            raise UserError(f"--size={size}: unknown size; {nearest(size, SIZES)}")
+    try:
+        batches = tuple(int(b) for b in BATCH.value)
+    except ValueError:
+        raise UserError(f"--batch takes whole numbers with commas between, got {','.join(BATCH.value)!r}") from None
+    load = bench_decode.Load(
+        batches, PROMPT_TOKENS.value, NEW_TOKENS.value, REPETITIONS.value, REQUESTS.value, COMPILE_SECONDS.value
+    )
+    if AGAINST.value:
+        bench_torch.modules()  # first of all: without them nothing is measured
+    dtype, peer = DTYPE.value, bench_torch if AGAINST.value else None
+    if WORKDIR.value is not None:
+        models = {os.path.basename(os.path.abspath(WORKDIR.value)): lambda: bench_decode.loaded(WORKDIR.value, dtype)}
+    else:
+        models = {size: functools.partial(bench_decode.made, size, dtype) for size in SIZE.value or ["1m"]}
+    results = bench_decode.suite(models, load, dtype, peer, lambda line: print(line, file=sys.stderr, flush=True))
+    if OUTPUT.value:
+        bench_decode.plot(results, OUTPUT.value + ".png")
+    return {"load": dataclasses.asdict(load) | {"dtype": dtype}} | results
+
+
+SUITES = {"data": data_suite, "startup": startup_suite, "decode": decode_suite}
 
 
 def table(results: dict[str, dict]) -> str:
-    """One line a figure, nested ones indented."""
-    lines = []
+    """One line a figure, nested ones indented; a spread as the least, the median and the most."""
+    rows: list[tuple[str, str] | str] = []
     for part, figures in results.items():
-        lines.append(part)
+        rows.append(part)
         for name, value in figures.items():
-            rows = value.items() if isinstance(value, dict) else [(None, value)]
-            for inner, v in rows:
-                label = name if inner is None else f"{name}/{inner}"
+            for inner, v in value.items() if isinstance(value, dict) else [(None, value)]:
+                if isinstance(v, dict):
+                    v = " .. ".join(f"{v[k]:,.3g}" for k in ("min", "median", "max"))
                 shown = f"{v:,.2f}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else str(v)
-                lines.append(f"  {label:<34}{shown:>16}")
-    return "\n".join(lines)
+                rows.append((name if inner is None else f"{name}/{inner}", shown))
+    width = max([34, *(len(row[0]) + 1 for row in rows if not isinstance(row, str))])
+    return "\n".join(row if isinstance(row, str) else f"  {row[0]:<{width}}{row[1]:>16}" for row in rows)
 
 
 def main() -> int:
