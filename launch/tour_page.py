@@ -2,6 +2,7 @@
 
 from jaxlm import storage
 from jaxlm.run.report import Page
+from launch import tour_page_assistant as assistant
 
 SHOWN = 5  # examples of what a curation step removed
 
@@ -10,13 +11,17 @@ def page(workdir, command: str, done: dict[str, dict]) -> Page:
     """Renders the records of a tour's stages (see `jaxlm.run.stages`) and the pictures in `workdir`."""
     root = storage.path(workdir)
     results = {name: record["result"] for name, record in done.items()}
-    out = Page("A language model, from raw text")
+    out = Page("An assistant, from raw text")
     _summary(out, results, sum(r["seconds"] for r in done.values()))
     _curation(out, results["curate"])
     _tokenizer(out, results["tokenize"])
     _training(out, results["pretrain"], root)
     _evaluation(out, results["evaluate"])
     _samples(out, results["sample"], root)
+    assistant.facts(out, results["assist"], results["facts"], root)
+    assistant.knowledge(out, results, root)
+    assistant.tools(out, results["tools"])
+    assistant.prompting(out, results["prompting"], root)
     _again(out, command, root, done)
     return out
 
@@ -168,7 +173,8 @@ def _again(out: Page, command: str, root, done: dict) -> None:
     out.pre(command, wrap=True)
     out.paragraph("The model stands in a run directory that the other programs read:")
     out.pre(
-        f"python -m launch.sample --workdir={folder} --prompt='import ' --num_samples=3\n"
+        f"python -m launch.chat --workdir={root / 'honest'}\n"
+        f"python -m launch.eval --workdir={root / 'honest'} --suite=world --tools=calculator,python,search\n"
         f"python -m launch.sample --workdir={folder} --prompt='import ' --show_probabilities=10\n"
         f"python -m launch.eval --workdir={folder} --suite={done['evaluate']['result']['results']['suite']}\n"
         "python -m launch.train --experiment=pretrain_tiny --edit=muon --workdir=runs/muon",

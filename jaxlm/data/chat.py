@@ -25,10 +25,11 @@ from jaxlm.data import tokenizer as tokenizers
 from jaxlm.data.chat_sources import ChatSource, conversations, rejects_for
 from jaxlm.data.conversation import Conversation, Rendered, Role, render_each
 from jaxlm.data.hf_tokenizer import HFTokenizer
-from jaxlm.data.packing import SCHEMA_VERSION, PackedSet, encode_row, open_packed
+from jaxlm.data.packing import SCHEMA_VERSION, PackedSet, encode_row, open_packed, pack
 from jaxlm.data.parallel import cores, ordered_map
-from jaxlm.data.prepare import Prepared, cache_folder, check_sources, stage_key
+from jaxlm.data.prepare import HELDOUT, Prepared, cache_folder, check_sources, stage_key
 from jaxlm.data.shards import ShardWriter, building
+from jaxlm.data.sources import Source, documents, fingerprint
 from jaxlm.data.tokenizer import Bytes, Saved, Tokenizer, load
 from jaxlm.data.world import talk
 from jaxlm.data.world.talk import WorldConversations
@@ -43,7 +44,7 @@ class Chat:
     """Conversations to fine-tune on.
 
     Those of a file validate by the hash of what they say, and the first one always does; a `WorldConversations`
-    validates with the persons, problems and wordings of its held-out side.
+    validates with the persons, problems and wordings of its held-out side. What is replayed does not validate.
     """
 
     sources: tuple[ChatSource, ...] = (WorldConversations(),)
@@ -51,6 +52,7 @@ class Chat:
     valid_fraction: float = 0.05
     tokenizer: Bytes | HFTokenizer | Saved | None = None  # unset: the parent's
     context: int = 256  # tokens that a row scores: no conversation is longer
+    replay: tuple[Source, ...] = ()  # text as in pretraining, so that it is not forgotten; trained on whole, as it is
     workers: int = 0  # processes that render; 0 takes all cores. The result does not depend on it
     cache: str | None = None  # folder of packed rows; unset takes $JAXLM_CACHE or ~/.cache/jaxlm
 
@@ -197,13 +199,14 @@ def pack_conversations(
 # ------------------------------------------------------------------------------------------------------------- door
 def prepare_chat(chat: Chat, progress: bool = True) -> Prepared:
     """Everything that training reads of a `Chat`. Raises `UserError` for whatever is wrong with it, or with a file."""
-    check_sources(chat.sources)
+    check_sources((*chat.sources, *chat.replay))
     if not 0 < chat.valid_fraction < 1:
         raise UserError(f"data.valid_fraction must be between 0 and 1, got {chat.valid_fraction}")
     if chat.tokenizer is None:
         raise UserError("data.tokenizer is unset and there is no parent to take it from: --set=parent=WORKDIR")
     tokenizer = tokenizers.train(chat.tokenizer, (), 0)
     found = [[s.name, chat_sources.fingerprint(s)] for s in chat.sources]
+    found += [["replay", s.name, fingerprint(s)] for s in chat.replay]
     corpus = stage_key("chat", found)
     key = stage_key("packed_chat", corpus, chat.valid_fraction, tokenizer.hash, chat.context, chat.train_on)
     folder = cache_folder(chat.cache, "packed_chat", key)
@@ -226,5 +229,12 @@ def prepare_chat(chat: Chat, progress: bool = True) -> Prepared:
                 )
             sets[source.name] = open_packed(directory, source.weight)
             reports.setdefault(source.name, {})[side] = storage.read_json(directory / "manifest.json")["rendered"]
+    for source in chat.replay:
+        directory = folder / "replay" / source.name
+        if not directory.is_dir():
+            texts = (d for d in documents(source) if not d.id.startswith(HELDOUT))
+            name = f"{source.name} (replay)"
+            pack(texts, tokenizer, directory, context=chat.context, name=name, workers=chat.workers, progress=progress)
+        sides["train"][source.name] = open_packed(directory, source.weight)
     hashes = {"corpus": corpus, "tokenizer": tokenizer.hash, "packed": key}
     return Prepared(tokenizer, sides["train"], sides["valid"], hashes, {"sources": reports}, str(folder))

@@ -14,10 +14,11 @@ from collections.abc import Iterable, Sequence
 
 from jaxlm import storage
 from jaxlm.config import UserError
-from jaxlm.data.conversation import Conversation, Message
+from jaxlm.data.conversation import Conversation, Message, Part
 from jaxlm.data.messages import to_messages
 from jaxlm.data.world import answers
 from jaxlm.data.world.people import Tables, person
+from jaxlm.data.world.talk import recollection
 from jaxlm.feedback.judge import address, asked
 from jaxlm.feedback.probe import CLASSES, THRESHOLDS, Class, Probed, Thresholds, answer_key, classify, group
 
@@ -70,11 +71,17 @@ def _refusal(probed: Probed, index: int, tables: Tables | None) -> str:
     return answers.refusal(question, person(tables, question.person).name, index)
 
 
-def _reply(probed: Probed, kind: Class, index: int, tables: Tables | None) -> str:
-    if kind == "unknown":
-        return _refusal(probed, index, tables)
-    answer = right_answer(probed)
-    return answer if kind == "known" else answers.hedge(answer.rstrip("."), index)
+def _reply(probed: Probed, kind: Class, index: int, tables: Tables | None, recollect: bool) -> Message:
+    question = probed.question
+    answer = None if kind == "unknown" else right_answer(probed)
+    if answer is None:
+        text = _refusal(probed, index, tables)
+    else:
+        text = answer if kind == "known" else answers.hedge(answer.rstrip("."), index)
+    thought: tuple[Part, ...] = ()
+    if recollect and tables is not None and question.attribute is not None:
+        thought = (recollection(tables, person(tables, question.person), question.attribute, answer),)
+    return Message("assistant", (*thought, Part(text)))
 
 
 def lessons(
@@ -84,6 +91,7 @@ def lessons(
     balance: Balance = BALANCE,
     seed: int = 0,
     tables: Tables | None = None,
+    recollect: bool = False,
 ) -> list[Lesson]:
     """One conversation for each chosen question. Which ones, their order and their wordings follow from the seed and
     the questions' ids.
@@ -91,6 +99,8 @@ def lessons(
     Args:
       checkpoint: which model was probed, for the provenance.
       tables: of the world that the questions are about, for refusals that name the person.
+      recollect: facts of that world are recalled in a thought first, which comes to nothing for unknown ones, as in
+        the conversations that the model learned from (`world.talk.recollection`).
     """
     by_class: dict[Class, list[tuple[int, Probed]]] = {c: [] for c in CLASSES}
     for p in probed:
@@ -106,7 +116,7 @@ def lessons(
     for _, kind, at, p in sorted(chosen, key=lambda c: (c[0], c[3].question.id)):
         messages = (
             *asked(p.question.text, p.question.system).messages,
-            Message("assistant", _reply(p, kind, at, tables)),
+            _reply(p, kind, at, tables, recollect),
         )
         source = {
             "made_by": "probe",

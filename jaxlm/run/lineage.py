@@ -118,10 +118,11 @@ def check_same_data(saved: dict, now: dict) -> None:
         )
 
 
-def check_same_experiment(workdir, cfg) -> None:
+def check_same_experiment(workdir, cfg, parts: tuple[str, ...] = ("",)) -> None:
     """Raises `UserError` when `workdir` holds a run of another definition, and names the paths that differ.
 
-    A vocabulary that `cfg` leaves to its tokenizer, and the paths of `MAY_CHANGE`, may differ.
+    A vocabulary that `cfg` leaves to its tokenizer, and the paths of `MAY_CHANGE`, may differ. parts: the paths below
+    which experiments stand in `cfg`, where it is not one itself.
     """
     p = storage.path(workdir) / "config.json"
     if not p.exists():
@@ -133,7 +134,8 @@ def check_same_experiment(workdir, cfg) -> None:
         had = config.from_json(type(cfg), p.read_text())
     except UserError as e:
         raise UserError(f"{workdir} holds a run of another kind or version ({e}); choose another --workdir") from e
-    allowed = MAY_CHANGE if cfg.model.vocab_size is not None else (*MAY_CHANGE, "model.vocab_size")
+    bound = "" not in parts or cfg.model.vocab_size is not None
+    allowed = [part + path for part in parts for path in (MAY_CHANGE if bound else (*MAY_CHANGE, "model.vocab_size"))]
 
     def may_change(line: str) -> bool:
         path = line.split(":", 1)[0]

@@ -47,14 +47,25 @@ from jaxlm.data.world.corpus import (
 from jaxlm.data.world.draws import Draws, permuted
 from jaxlm.data.world.graphs import Graphs
 from jaxlm.data.world.people import ATTRIBUTES, AUGMENTATIONS, Augmentation, People, name_space, person, tables
-from jaxlm.data.world.questions import QUESTIONS, Question, fact_question, fact_questions, persons
+from jaxlm.data.world.questions import (
+    FRAMES,
+    NOUNS,
+    QUESTIONS,
+    Question,
+    fact_question,
+    fact_questions,
+    persons,
+    wordings,
+)
 from jaxlm.data.world.sentences import SENTENCES, side
 from jaxlm.data.world.talk import (
+    FORGOTTEN,
     WorldConversations,
     conversation,
     conversations,
     index_files,
     open_book,
+    recollection,
     untold,
 )
 from jaxlm.data.world.talk import fingerprint as talk_fingerprint
@@ -212,7 +223,7 @@ def test_golden():
     assert found == GOLDEN
 
 
-GOLDEN = ["123ca134509f2ccd", "f5dee2ddb87a0d10", "74de8ca0a68dd6b1", "e3a1cb1d6f54e0ae"]
+GOLDEN = ["421966128a2e7ffd", "77ff1d80deb636bd", "dc4f5b00855488de", "e3a1cb1d6f54e0ae"]
 
 
 def test_fingerprint_follows_what_decides_the_text():
@@ -370,15 +381,69 @@ def test_fact_questions_ask_for_the_truth():
         assert who.name in q.text and q.answer == who.facts[q.attribute]
         assert (q.known, q.mentioned, q.split) == (who.known[q.attribute], who.mentioned, "heldout")
 
-    def wordings(split):
-        asked = fact_questions(t, split, per_fact=15)
-        return {(q.attribute, q.text.replace(person(t, q.person).name, "")) for q in asked}
+    def shape(split, attribute):
+        n = len(wordings(attribute, split == "heldout"))
+        asked = [q for q in fact_questions(t, split, per_fact=n) if q.attribute == attribute]
+        return {q.text.replace(person(t, q.person).name, "") for q in asked}
 
-    shapes = {split: wordings(split) for split in ("train", "heldout")}
-    assert len(shapes["train"]) == 8 * 15 and len(shapes["heldout"]) == 8 * 5
-    assert not shapes["train"] & shapes["heldout"]
+    for attribute in ATTRIBUTES:
+        train, heldout = shape("train", attribute), shape("heldout", attribute)
+        assert len(train) == len(wordings(attribute, False)) and len(heldout) == len(FRAMES) and not train & heldout
     known = list(fact_questions(t, "heldout", ("often", "once"), mentioned=True, heldout_wordings=False))
     assert known and all(q.known != "never" and "/train" in q.id for q in known)
+
+
+def test_heldout_wordings_are_new_only_as_a_whole():
+    """Each frame and each noun of a held-out wording stands in training wordings of the same attribute."""
+    composed = {(f.replace("{x}", n), a): (f, n) for a, nouns in NOUNS.items() for f in FRAMES for n in nouns}
+    everything = [w for a in ATTRIBUTES for side_ in (False, True) for w in wordings(a, side_)]
+    assert len(set(everything)) == len(everything)
+    for attribute in ATTRIBUTES:
+        parts = {side_: [composed.get((w, attribute)) for w in wordings(attribute, side_)] for side_ in (False, True)}
+        seen = [p for p in parts[False] if p is not None]
+        assert {p[0] for p in parts[True]} <= {p[0] for p in seen} and {p[1] for p in parts[True]} <= {
+            p[1] for p in seen
+        }
+
+
+def test_a_recollection_is_a_sentence_of_pretraining():
+    t = world_tables(SMALL)
+    for who in people_of(SMALL)[:20]:
+        for attribute, value in who.facts.items():
+            known, unknown = (recollection(t, who, attribute, v) for v in (value, None))
+            assert known.kind == unknown.kind == "thinking"
+            assert known.text.endswith(f" {value}.") and known.text[: -len(value) - 1] == unknown.text[:-2]
+            form = known.text.replace(f"{who.name}'s", "{P}").replace(who.name, "{S}").replace(value, "{v}")
+            assert form in side(SENTENCES[attribute], False)
+            assert unknown.text.endswith(f" {FORGOTTEN}.")
+
+
+def test_facts_are_recalled_before_they_are_told():
+    plain = dataclasses.replace(ALL_TOOLS, recollect=False, problems=0.0, identity=0.0, system=0.0)
+    for cfg in (plain, dataclasses.replace(plain, recollect=True)):
+        kinds = collections.Counter()
+        for i in range(60):
+            for message in conversation(cfg, "train", i).messages:
+                if message.role != "assistant":
+                    continue
+                thoughts = [p.text for p in message.parts if p.kind == "thinking"]
+                assert len(thoughts) == cfg.recollect
+                called, refused = any(p.kind == "tool_call" for p in message.parts), is_refusal(message.text)
+                kinds["search" if called else "unknown" if refused else "fact"] += 1
+                if thoughts:
+                    forgotten = thoughts[0].endswith(f" {FORGOTTEN}.")
+                    assert forgotten == (called or refused) and (forgotten or message.text in thoughts[0])
+        assert min(kinds[k] for k in ("search", "unknown", "fact")) > 3
+
+
+def test_without_tools_there_is_only_work_that_can_be_done_by_hand():
+    cfg = dataclasses.replace(ALL_TOOLS, tool_share=0.0, unknown=0.0, search=0.0, facts=0.0)
+    for i in range(60):
+        for message in conversation(cfg, "train", i).messages:
+            assert all(p.kind in ("text", "thinking") for p in message.parts)
+    hard = dataclasses.replace(cfg.world, tasks=("arithmetic",), arithmetic=Arithmetic(min_digits=3))
+    with pytest.raises(UserError, match="needs a tool"):
+        conversation(dataclasses.replace(cfg, world=hard, identity=0.0, system=0.0), "train", 0)
 
 
 def test_open_book_has_the_answer_at_hand():
@@ -816,5 +881,5 @@ def test_the_page_on_the_world_is_true():
 
 def test_fact_question_wordings_come_again():
     who = person(world_tables(SMALL), 0)
-    assert fact_question(who, "major", 0) == fact_question(who, "major", 15)
+    assert fact_question(who, "major", 0) == fact_question(who, "major", len(wordings("major", False)))
     assert fact_question(who, "major", 0, heldout=True).text != fact_question(who, "major", 0).text

@@ -337,6 +337,25 @@ def test_lessons_say_what_the_model_knows(tmp_path):
         assert parse(render(conversation, tokenizer)["tokens"], tokenizer) == conversation
 
 
+def test_lessons_recall_before_they_answer(tmp_path):
+    """The thought states the answer that is given, and comes to nothing where nothing is known."""
+    probed = world_probe("train")
+    made_ = lessons(probed, "m", tables=T, recollect=True)
+    write_lessons(tmp_path / "lessons.jsonl", made_)
+    read = list(chat_sources.conversations(chat_sources.Messages(str(tmp_path / "lessons.jsonl"))))
+    assert read == [x.conversation for x in made_]
+    answered = {x.source["question"]: x.source["class"] for x in made_}
+    assert set(answered.values()) == {"known", "unstable", "unknown"}
+    by_id = {p.question.id: p.question for p in probed}
+    for x in made_:
+        thought, said = x.conversation.messages[-1].parts
+        assert thought.kind == "thinking" and said.kind == "text"
+        if x.source["class"] == "unknown":
+            assert thought.text.endswith(" ?.") and by_id[x.source["question"]].answer not in thought.text
+        else:
+            assert f" {by_id[x.source['question']].answer}." in thought.text
+
+
 def test_lessons_follow_seed_and_ids_alone(tmp_path):
     probed, balance = world_probe("train"), Balance(known=0.25, unstable=0.25)
     first = lessons(probed, "m", balance=balance, tables=T)

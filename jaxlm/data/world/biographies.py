@@ -52,6 +52,17 @@ def told(
     )
 
 
+@functools.cache
+def _plainest(wordings: tuple[str, ...]) -> str:
+    """The first wording that ends with the value and has no pronoun."""
+    return next(w for w in wordings if w.endswith("{v}.") and not any(x in w for x in ("{he}", "{his}", "{him}")))
+
+
+def statement(t: Tables, person: Person, attribute: Attribute, value: str) -> str:
+    """The sentence that states a value of an attribute in the plainest of the training wordings."""
+    return _sentence(_plainest(t.wordings[attribute]), value, person.name, person.pronouns)
+
+
 def biography(t: Tables, person: Person, exposure: int) -> str:
     """Biography `exposure` of 0 .. exposures - 1 of a person who is mentioned."""
     how, facts = t.people.augmentation, stated(person, exposure, t.people.attributes)

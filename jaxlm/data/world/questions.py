@@ -13,7 +13,29 @@ from jaxlm.data.world.sentences import side
 Check = Literal["exact", "numeric", "text"]
 Kind = Literal["fact", "arithmetic", "graph", "spell", "count", "reverse", "identity", "system"]
 
-# {n} the name, {p} its possessive. Every fourth is held out.
+# {n} the name, {p} its possessive, {x} a noun. Both frames and nouns are in training wordings; every fourth of their
+# combinations is held out: what is tested is another way to ask, not words that nothing has explained.
+FRAMES = (
+    "What is {p} {x}?",
+    "Tell me {p} {x}.",
+    "Can you tell me {p} {x}?",
+    "Please name {p} {x}.",
+    "I need to know {p} {x}.",
+    "{n}: {x}?",
+    "Do you know {p} {x}?",
+    "Name {p} {x}.",
+)
+NOUNS: dict[Attribute, tuple[str, str, str, str]] = {
+    "birth_date": ("birth date", "date of birth", "birthday", "day of birth"),
+    "birth_city": ("birthplace", "hometown", "place of birth", "city of birth"),
+    "university": ("university", "alma mater", "school", "place of study"),
+    "major": ("major", "field of study", "discipline", "main subject"),
+    "employer": ("employer", "company", "firm", "paymaster"),
+    "employer_city": ("city of work", "work city", "office city", "city of employment"),
+    "hobby": ("hobby", "favorite pastime", "passion", "recreation"),
+    "dish": ("favorite dish", "favorite food", "preferred meal", "favorite meal"),
+}
+# Free wordings, for training alone.
 QUESTIONS: dict[Attribute, tuple[str, ...]] = {
     "birth_date": (
         "When was {n} born?",
@@ -220,16 +242,26 @@ class Question:
     tool: str | None = None
 
 
+@functools.cache
+def wordings(attribute: Attribute, heldout: bool) -> tuple[str, ...]:
+    """All ways to ask for an attribute, of one side."""
+    nouns = NOUNS[attribute]
+    # Turned by one from frame to frame, so that each noun is held out in some frames and seen in the others.
+    composed = [f.replace("{x}", nouns[(k - i) % len(nouns)]) for i, f in enumerate(FRAMES) for k in range(len(nouns))]
+    free = () if heldout else tuple(q for q in QUESTIONS[attribute] if q not in composed)
+    return (*side(tuple(composed), heldout), *free)
+
+
 def fact_question(who: Person, attribute: Attribute, paraphrase: int, heldout: bool | None = None) -> Question:
     """Question about a fact in wording `paraphrase` (taken modulo their number) of its side.
 
     heldout: which wordings; unset takes those of the person's own split.
     """
     heldout = who.split == "heldout" if heldout is None else heldout
-    wordings = side(QUESTIONS[attribute], heldout)
-    paraphrase %= len(wordings)
+    forms = wordings(attribute, heldout)
+    paraphrase %= len(forms)
     return Question(
-        text=wordings[paraphrase].format(n=who.name, p=f"{who.name}'s"),
+        text=forms[paraphrase].format(n=who.name, p=f"{who.name}'s"),
         answer=who.facts[attribute],
         check="text",
         kind="fact",

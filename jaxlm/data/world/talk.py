@@ -17,7 +17,7 @@ from jaxlm.data.conversation import Conversation, Message, Part, tool_call
 from jaxlm.data.world import draws
 from jaxlm.data.world.answers import ASKED_FOR, MARK, refusal
 from jaxlm.data.world.arithmetic import Problem
-from jaxlm.data.world.biographies import passage
+from jaxlm.data.world.biographies import passage, statement
 from jaxlm.data.world.corpus import VERSION, World, problem, world_tables
 from jaxlm.data.world.draws import Draws
 from jaxlm.data.world.identity import Assistant, identity_question, system_question
@@ -34,19 +34,20 @@ class WorldConversations:
     """What is talked about: shares are relative to each other.
 
     In a conversation with tools the system message names them. There, problems that need a tool are worked with it, and
-    `search` asks for facts that no pretraining text tells; without, problems are worked by hand.
+    `search` asks for facts that no pretraining text tells; without, there are problems to be worked by hand.
     """
 
     name: str = "world"
     weight: float = 1.0
     world: World = World()
     count: int = 10_000
-    facts: float = 6.0  # told in pretraining: the answer alone
+    facts: float = 6.0  # told often in pretraining
     unknown: float = 0.0  # told nowhere: "I don't know"
     search: float = 0.0  # told nowhere, with the search tool
     problems: float = 3.0
     identity: float = 0.5
     system: float = 0.5
+    recollect: bool = True  # a fact is first recalled in a thought, as pretraining told it: see `recollection`
     turns: int = 3  # at most so many questions in one conversation
     work: Work = "think"  # where the steps of a solution by hand go
     tools: tuple[Tool, ...] = ("calculator", "python")
@@ -65,6 +66,24 @@ def answered(question: Question) -> Message:
     return Message("assistant", (Part(question.answer),))
 
 
+FORGOTTEN = "?"  # in a thought, in place of what does not come to mind
+
+
+def recollection(t: Tables, who: Person, attribute: Attribute, value: str | None = None) -> Part:
+    """A thought that states the fact in a sentence of pretraining, with the value at its end; None: it is not known.
+
+    A model can recall what it has read where it writes what it has read: before the value it stands where it stood in
+    pretraining, and there it also turns out that nothing comes to mind.
+    """
+    return Part(statement(t, who, attribute, FORGOTTEN if value is None else value), "thinking")
+
+
+def recalled(t: Tables, who: Person, question: Question, recollect: bool) -> Message:
+    """A fact, after its recollection where that is wanted."""
+    thought = (recollection(t, who, question.attribute, question.answer),) if recollect else ()
+    return Message("assistant", (*thought, Part(question.answer)))
+
+
 def worked(p: Problem, work: Work) -> Message:
     """Solved by hand: the steps as thinking, as text before a marked answer, or not shown."""
     if work == "none" or not p.solution:
@@ -80,10 +99,10 @@ def by_tool(p: Problem, call: Call | None = None) -> Message:
     return _called(p.tool, p.argument, p.result, p.question.answer, call)
 
 
-def _called(tool: str, argument: str, result: str, answer: str, call: Call | None) -> Message:
+def _called(tool: str, argument: str, result: str, answer: str, call: Call | None, *before: Part) -> Message:
     if call is not None:
         result = call(tool, argument)
-    return Message("assistant", (tool_call(tool, argument), Part(result, "tool_result"), Part(answer)))
+    return Message("assistant", (*before, tool_call(tool, argument), Part(result, "tool_result"), Part(answer)))
 
 
 def untold(t: Tables, who: Person) -> tuple:
@@ -114,11 +133,12 @@ def index_files(world: World) -> Iterator[tuple[str, str]]:
             yield f"{i}_{attribute}.txt", "\n\n".join(_entry(t, who, attribute)) + "\n"
 
 
-def found(t: Tables, who: Person, question: Question, call: Call | None = None) -> Message:
-    """Answered by searching `index_files`."""
+def found(t: Tables, who: Person, question: Question, call: Call | None = None, recollect: bool = False) -> Message:
+    """Answered by searching `index_files`, after a recollection that fails where that is wanted."""
+    thought = (recollection(t, who, question.attribute),) if recollect else ()
     title, text = _entry(t, who, question.attribute)
     result = f"[1] {title}: {title} {text}"  # as the search tool writes it with k=1
-    return _called("search", query(who, question.attribute), result, question.answer, call)
+    return _called("search", query(who, question.attribute), result, question.answer, call, *thought)
 
 
 def open_book(t: Tables, question: Question) -> Question:
@@ -145,16 +165,21 @@ def _kind(d: Draws, shares: dict[str, float]) -> str:
 
 
 def _fact(t: Tables, d: Draws, split: Split, told: bool) -> tuple[Person, Question]:
-    """A person of the split and a fact that is told, or told nowhere."""
+    """A person of the split and a fact that is told often, or told nowhere.
+
+    Not one that is told once: to teach an answer that pretraining has hardly left is to teach answers at a guess
+    (Gekhman et al. 2024, arXiv 2405.05904).
+    """
+    wanted = "often" if told else "never"
     pools = [p for p in (persons(t, split, True), () if told else persons(t, split, False)) if p]
     # Half of the facts told nowhere are of people who are mentioned, however few of theirs there are.
     for pool in d.shuffled(pools):
         for _ in range(200):
             who = person(t, d.choice(pool))
-            attributes = [a for a in t.people.attributes if (who.known[a] != "never") == told]
+            attributes = [a for a in t.people.attributes if who.known[a] == wanted]
             if attributes:
                 return who, fact_question(who, d.choice(attributes), d.below(2**32))
-    raise UserError(f"no {split} person has a fact that is {'told' if told else 'told nowhere'}: see world.people")
+    raise UserError(f"no {split} person has a fact that is told {'often' if told else 'nowhere'}: see world.people")
 
 
 def conversation(cfg: WorldConversations, split: Split, index: int, call: Call | None = None) -> Conversation:
@@ -184,12 +209,23 @@ def conversation(cfg: WorldConversations, split: Split, index: int, call: Call |
     return Conversation(tuple(messages), cfg.name, f"{split}/{index}")
 
 
+def _problem(cfg: WorldConversations, d: Draws, split: Split, tools: tuple) -> Problem:
+    """A problem; where no tools are offered one that needs none, since work beyond its reach teaches to make it up."""
+    for _ in range(200):
+        p = problem(cfg.world, split, d.below(2**32))
+        if tools or p.question.tool is None:
+            return p
+    raise UserError(
+        "every problem of this world needs a tool: raise arithmetic.calculator_digits or words.python_letters"
+    )
+
+
 def _exchange(
     cfg: WorldConversations, t: Tables, d: Draws, split: Split, kind: str, tools: tuple, call: Call | None
 ) -> list[Message]:
     """A question and its answer."""
     if kind == "problems":
-        p = problem(cfg.world, split, d.below(2**32))
+        p = _problem(cfg, d, split, tools)
         reply = by_tool(p, call) if p.question.tool in tools else worked(p, cfg.work)
         return [Message("user", p.question.text), reply]
     if kind == "identity":
@@ -197,11 +233,12 @@ def _exchange(
         return [Message("user", question.text), answered(question)]
     who, question = _fact(t, d, split, told=kind == "facts")
     if kind == "facts":
-        reply = answered(question)
+        reply = recalled(t, who, question, cfg.recollect)
     elif kind == "search":
-        reply = found(t, who, question, call)
+        reply = found(t, who, question, call, cfg.recollect)
     else:
-        reply = Message("assistant", (Part(refusal(question, who.name, d.below(2**32))),))
+        thought = (recollection(t, who, question.attribute),) if cfg.recollect else ()
+        reply = Message("assistant", (*thought, Part(refusal(question, who.name, d.below(2**32)))))
     return [Message("user", question.text), reply]
 
 

@@ -1,0 +1,143 @@
+"""What the tour trains, at each of its scales: a base model, its assistant, and the assistant that knows its limits.
+
+One world is told to the base model beside real text. The assistant learns to answer, to work and to look things up from
+conversations about half of it; the figures are of the other half.
+"""
+
+from dataclasses import dataclass, replace
+
+from experiments import edits
+from experiments.pretrain import pretrain_tiny
+from experiments.sft import sft_tiny
+from jaxlm.config import override
+from jaxlm.data.chat_sources import Messages
+from jaxlm.data.prepare import ById
+from jaxlm.data.sources import EmbeddedPython, Files, HuggingFace
+from jaxlm.data.tokenizer import SentencePiece
+from jaxlm.data.world.arithmetic import Arithmetic
+from jaxlm.data.world.corpus import World
+from jaxlm.data.world.people import Augmentation, People
+from jaxlm.data.world.talk import WorldConversations
+from jaxlm.data.world.words import Words
+from jaxlm.run.experiment import Experiment
+
+
+@dataclass(frozen=True)
+class Tour:
+    """Trainings that follow from each other. `connected` fills in what they share."""
+
+    world: World
+    text: Files | EmbeddedPython | HuggingFace  # real text, which the base model reads beside the world
+    base: Experiment
+    assistant: Experiment  # the base model after conversations
+    honest: Experiment  # the assistant after what a probe of it wrote
+    probed: int = 200  # questions of each group that the probe asks, on either side
+    samples: int = 8  # of each probed question
+    asked: int = 200  # held-out questions of each kind
+    shots: int = 50  # held-out questions of each kind for each number of shots
+    seed: int = 0  # added to the seed of each training
+
+
+def connected(tour: Tour, root: str) -> Tour:
+    """The tour with its world in every source, and each training's parent and lessons in the folder `root`."""
+
+    def about(e: Experiment, *more) -> Experiment:
+        talks = (replace(s, world=tour.world) if isinstance(s, WorldConversations) else s for s in e.data.sources)
+        told = replace(tour.world, name="told")  # a name of its own among the sources
+        data = replace(e.data, sources=(*talks, *more), replay=(told,))
+        return replace(e, data=data, seed=e.seed + tour.seed)
+
+    base = replace(tour.base, data=replace(tour.base.data, sources=(tour.world, tour.text)))
+    lessons = Messages(f"{root}/probe/lessons.jsonl", name="lessons")
+    return replace(
+        tour,
+        base=replace(base, seed=base.seed + tour.seed),
+        assistant=replace(about(tour.assistant), parent=f"{root}/pretrain"),
+        honest=replace(about(tour.honest, lessons), parent=f"{root}/assistant"),
+    )
+
+
+def tiny() -> Tour:
+    """To see every effect, under an hour on two CPU cores."""
+    world = World(
+        people=People(
+            count=400,
+            unmentioned=80,
+            attributes=("birth_city", "university", "major", "employer", "hobby", "dish"),
+            values=40,
+            once=0.1,
+            never=0.2,
+            names="short",
+            augmentation=Augmentation(exposures=27, wordings=27),
+        ),
+        problems=8000,
+        tasks=("arithmetic", "spell", "count", "reverse"),
+        arithmetic=Arithmetic(max_steps=2),
+        words=Words(max_letters=8),
+    )
+    base = override(
+        edits.muon(edits.qk_norm(edits.short_conv(pretrain_tiny()))),
+        {
+            "data.split": ById(),
+            "data.tokenizer": SentencePiece(vocab_size=2048),
+            "train.steps": 1300,
+            "train.log_every": 50,
+            "evaluation.every": 400,
+        },
+    )
+    # Where facts told nowhere are searched for, the model learns that there are some: not before it is probed.
+    talk = WorldConversations(count=12_000, facts=5.0, problems=3.0, tools=("calculator", "python"), tool_share=0.4)
+    searching = replace(talk, count=6000, search=2.0, tools=("calculator", "python", "search"))
+    assistant = override(
+        sft_tiny(), {"data.sources": (talk,), "data.context": 256, "train.steps": 700, "train.batch_size": 16}
+    )
+    honest = override(assistant, {"data.sources": (searching,), "train.steps": 400, "optimizer.lr": 5e-4})
+    text = EmbeddedPython(weight=0.1)
+    return Tour(world=world, text=text, base=base, assistant=assistant, honest=honest, probed=200)
+
+
+def smoke() -> Tour:
+    """To see that everything runs, in minutes on two CPU cores."""
+    t = tiny()
+    world = override(t.world, {"people.count": 100, "people.unmentioned": 40, "people.augmentation": Augmentation()})
+    short = {"train.log_every": 10, "evaluation.every": 100}
+    return replace(
+        t,
+        world=replace(world, problems=300),
+        text=EmbeddedPython(),
+        base=override(t.base, short | {"train.steps": 300, "data.tokenizer.vocab_size": 2048}),
+        assistant=override(t.assistant, short | {"train.steps": 60, "data.sources.0.count": 1000}),
+        honest=override(t.honest, short | {"train.steps": 20, "data.sources.0.count": 1000}),
+        probed=24,
+        samples=4,
+        asked=24,
+        shots=6,
+    )
+
+
+def small() -> Tour:
+    """A model of 30 M parameters in bfloat16 and a world ten times as large, for a GPU."""
+    t = tiny()
+    model = {
+        "model.layers": 8,
+        "model.width": 512,
+        "model.heads": 8,
+        "model.precision.compute": "bfloat16",
+        "data.tokenizer.vocab_size": 8192,
+        "data.context": 512,
+        "train.batch_size": 64,
+        "train.steps": 4000,
+        "optimizer.rest.lr": 1e-3,
+    }
+    more = {"data.context": 512, "train.batch_size": 64}
+    return replace(
+        t,
+        world=override(t.world, {"people.count": 10_000, "people.unmentioned": 2000, "problems": 40_000}),
+        base=override(t.base, model),
+        assistant=override(t.assistant, more | {"train.steps": 1500, "data.sources.0.count": 100_000}),
+        honest=override(t.honest, more | {"data.sources.0.count": 100_000}),
+        probed=1000,
+    )
+
+
+TOURS = {"smoke": smoke, "tiny": tiny, "small": small}
