@@ -29,7 +29,9 @@ from jaxlm.sample.engine import MAX_SLOTS, Completion, Sampling, bucket, generat
 # Those of the experiments that the sizes stand in; a rung without one has what its neighbor has.
 VOCABULARY = {"1m": 2048, "10m": 8192, "30m": 8192}
 LARGE_VOCABULARY = 32768
-TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}  # of logits, relative to their spread
+# Of logits, relative to their spread. In bfloat16 both sides round at every step, each in its own order: what is wrong
+# by little shows in float32 only.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2}
 COPY_BYTES = 1 << 28
 OURS = "jaxlm"
 
