@@ -16,13 +16,14 @@ from absl import logging
 from jaxlm import storage
 from jaxlm.config import UserError
 from jaxlm.data.chat import Chat
+from jaxlm.data.conversation import Message, Part
 from jaxlm.data.prompting import Example, choose_shots, shown_reply
 from jaxlm.data.world.answers import judge, refusal, verify
 from jaxlm.data.world.corpus import World, task_problem, world_tables
 from jaxlm.data.world.identity import identity_question, system_question
 from jaxlm.data.world.people import Split, person
 from jaxlm.data.world.questions import Question, fact_questions
-from jaxlm.data.world.talk import Work, WorldConversations, by_tool, worked
+from jaxlm.data.world.talk import Work, WorldConversations, by_tool, recalled, recollection, worked
 from jaxlm.data.world.talk import found as searched
 from jaxlm.estimates import Estimate, proportion
 from jaxlm.run import evals
@@ -90,8 +91,11 @@ def _facts(talk: WorldConversations, task: str, split: Split, generator: np.rand
         q = several[i]
         who = person(t, q.person)
         example = Example(q.text, q.answer, about=f"{q.person}/{q.attribute}")
-        texts = (q.answer, *(refusal(q, who.name, i) for i in range(30)))
-        yield Item(q, example, texts + (_texts(searched(t, who, q)) if q.known == "never" else ()))
+        thought = (recollection(t, who, q.attribute),) if talk.recollect else ()
+        said = [recalled(t, who, q, talk.recollect)]
+        said += [Message("assistant", (*thought, Part(refusal(q, who.name, i)))) for i in range(30)]
+        said += [searched(t, who, q, recollect=talk.recollect)] if q.known == "never" else []
+        yield Item(q, example, _texts(*said))
 
 
 def _problems(talk: WorldConversations, task: str, split: Split, start: int) -> Iterator[Item]:

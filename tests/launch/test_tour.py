@@ -5,8 +5,13 @@ import pytest
 from experiments.tour import TOURS, Tour
 from jaxlm import config, storage
 from jaxlm.config import UserError
+from jaxlm.feedback.probe import classify, plain_question, read_probed
+from jaxlm.feedback.probe import group as probe_group
 from jaxlm.run import stages
-from launch import tour, tour_base
+from jaxlm.run.load import load_run
+from jaxlm.sample import engine
+from jaxlm.tools import IsolationError
+from launch import common, tour, tour_assistant, tour_base
 from tests import tiny_run
 
 STAGES = (
@@ -15,12 +20,13 @@ STAGES = (
 )  # fmt: skip
 SETS = [
     "base.data.tokenizer=Bytes()",
-    "base.data.context=512",
+    "base.data.context=256",
     "base.model.layers=1",
     "base.model.width=16",
     "base.model.heads=2",
     "world.people.count=24",
     "world.people.unmentioned=24",
+    "world.people.attributes=hobby,dish",
     "world.people.never=0.4",
     "world.people.augmentation.exposures=2",
     "world.people.augmentation.wordings=2",
@@ -28,15 +34,15 @@ SETS = [
     "world.tasks=arithmetic,spell",
     "assistant.data.sources.0.turns=1",
     "honest.data.sources.0.turns=1",
-    "asked=4",
+    "asked=8",
     "probed=4",
     "samples=2",
-    "shots=2",
+    "shots=4",
 ]
 for part in ("base", "assistant", "honest"):
     SETS += [f"{part}.train.steps=3", f"{part}.train.batch_size=8", f"{part}.evaluation.batch_size=8"]
 for part in ("assistant", "honest"):
-    SETS += [f"{part}.data.context=512", f"{part}.data.sources.0.count=40"]
+    SETS += [f"{part}.data.context=320", f"{part}.data.sources.0.count=40"]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +52,11 @@ def done(tmp_path_factory):
     (root / "texts.jsonl").write_text("\n".join([*lines, lines[0], json.dumps({"text": "short"})]))
     caches = [f"{part}.data.cache={root / 'cache'}" for part in ("base", "assistant", "honest")]
     sets = [*SETS, f"text=Files(path={root / 'texts.jsonl'})", *caches]
-    return root / "w", sets, tour.tour(root / "w", "smoke", sets, [], [])
+    with pytest.MonkeyPatch.context() as m:
+        # Nearly all of the time is the compiler's: one shape instead of a dozen.
+        for name, size in {"MIN_PROMPT_BUCKET": 256, "MIN_TOKENS_BUCKET": 256, "MIN_CAPACITY": 512}.items():
+            m.setattr(engine, name, size)
+        yield root / "w", sets, tour.tour(root / "w", "smoke", sets, [], [])
 
 
 def test_every_stage_says_what_it_found(done):
@@ -55,22 +65,75 @@ def test_every_stage_says_what_it_found(done):
     assert tuple(results) == STAGES
     assert results["curate"]["report"]["complete"] and results["curate"]["sources"]["files"]["documents"] == 60
     assert [s["removed"] for s in results["curate"]["report"]["steps"]] == [1, 1, 0, 0]
-    assert results["tokenize"]["vocab_size"] == 288 and len(results["tokenize"]["pieces"]) == tour_base.SAMPLE_CHARACTERS
+    assert (
+        results["tokenize"]["vocab_size"] == 288 and len(results["tokenize"]["pieces"]) == tour_base.SAMPLE_CHARACTERS
+    )
     assert results["pretrain"]["steps"] == 3 and results["pretrain"]["last"]["eval/all/bits_per_byte"] > 0
     bits, error = results["evaluate"]["bits_per_byte"]
-    metric = results["evaluate"]["results"]["tasks"]["loss"]["metrics"]["files/bits_per_byte"]
-    assert bits == pytest.approx(metric["value"]) and error == pytest.approx(metric["stderr"])
+    # Both count every byte of the held-out text, one by documents and one by packed rows.
+    assert bits == pytest.approx(results["pretrain"]["last"]["eval/all/bits_per_byte"], rel=1e-4)
+    metrics = results["evaluate"]["results"]["tasks"]["loss"]["metrics"]
+    errors = [metrics[f"{name}/bits_per_byte"]["stderr"] for name in ("world", "files")]
+    assert 0 < error < max(errors)
     assert 0.5 < results["evaluate"]["bound"]["bits_per_byte"] < 4
     prompts = [s["prompt"] for s in results["sample"]["samples"]]
     assert prompts[0] == "" and len(prompts) > 1 and all(s["text"] for s in results["sample"]["samples"])
     assert len(results["sample"]["distribution"]["next"]) == 10
 
 
+def test_the_assistant_is_asked_probed_and_taught(done):
+    workdir, _, records = done
+    results = {n: r["result"] for n, r in records.items()}
+    facts = results["facts"]["rows"]
+    assert len({(r["model"], r["asked about"]) for r in facts}) == len(facts) == 6
+    assert all(r["accuracy"]["n"] == 8 for r in facts) and results["facts"]["shown"]
+    # What the model knew is what the lessons teach, and what they teach is what the next training read.
+    before = read_probed(workdir / "probe" / "train.jsonl")
+    assert {probe_group(p.question) for p in before} == {"often", "once", "withheld", "stranger"}
+    classes = [classify(p) for p in before]
+    made = [json.loads(line) for line in (workdir / "probe" / "lessons.jsonl").read_text().splitlines()]
+    assert results["probe"]["lessons"]["unknown"] == classes.count("unknown") > 0
+    assert sum(results["probe"]["lessons"].values()) == len(made)
+    assert {x["source"]["question"] for x in made} <= {p.question.id for p in before}
+    unknown = [x["messages"][-1]["content"] for x in made if x["source"]["class"] == "unknown"]
+    assert all(thought["type"] == "thinking" and thought["text"].endswith(" ?.") for thought, _ in unknown)
+    assert "eval/lessons/loss" in results["honest"]["last"]
+    after = results["reprobe"]
+    asked = len(read_probed(workdir / "probe" / "heldout.jsonl"))
+    assert after["compared"]["questions"] == after["summaries"]["after"]["questions"] == asked
+    assert set(after["summaries"]) == {"before", "after", "open book, before", "open book, after"}
+    assert set(after["compared"]["unknown"]) == {"withheld", "stranger", "untold"} and after["threshold"]["test"]
+
+
+def test_tools_and_prompts_are_tried(done):
+    _, _, records = done
+    tools, prompting = (records[n]["result"] for n in ("tools", "prompting"))
+    kinds = {r["kind"]: r for r in tools["rows"]}
+    assert {"facts only in the index", "facts told often", "identity", "arithmetic, by a tool"} <= set(kinds)
+    assert kinds["facts only in the index"]["needed"] == "search" and kinds["facts told often"]["needed"] is None
+    assert kinds["arithmetic, by a tool"]["needed"] == "calculator"
+    assert all(r[k]["n"] == 8 for r in tools["rows"] for k in ("without", "with", "called"))
+    assert {"calculator", "search"} <= set(tools["tools"])
+    for label in ("base", "assistant"):
+        tasks = prompting["shots"][label]["tasks"]
+        assert set(tasks) == {"fact_often", "arithmetic", "spell"}
+        assert {"direct/0 shots", "steps/1 shots"} <= set(tasks["arithmetic"]["metrics"])
+    assert [prompting["shots"][label]["form"] for label in ("base", "assistant")] == ["text", "chat"]
+    assert all(set(row["replies"]) == {"base", "assistant", "honest"} for row in prompting["side_by_side"])
+    assert len(prompting["side_by_side"]) == 8
+
+
 def test_the_page_shows_it_and_needs_no_other_file(done):
     workdir, _, records = done
     text = (workdir / "report" / "index.html").read_text()
-    for heading in ("The text", "Its tokens", "The training", "What it has learned", "What it writes", "Again, and"):
+    for heading in (
+        *("The text", "Its tokens", "The training", "What it has learned", "What it writes", "From text to answers"),
+        *("Knowing what it knows", "With the book open", "Tools", "Examples in the prompt", "Side by side"),
+        "Again, and",
+    ):
         assert f">{heading}" in text
+    for shown in ("facts only in the index", "by a threshold instead", "told nowhere, of a stranger", "steps/1 shots"):
+        assert shown in text
     assert "LZMA2" in text and "ExactDuplicates" in text and "standard error" in text
     assert records["curate"]["result"]["report"]["steps"][0]["step"] in text
     assert 'src="data:image/png;base64,' in text
@@ -78,13 +141,35 @@ def test_the_page_shows_it_and_needs_no_other_file(done):
         assert outside not in text
 
 
-def test_the_same_command_skips_and_redo_does_one_again(done):
-    workdir, sets, _ = done
+@pytest.mark.parametrize("stage", ["sample", "tools"])
+def test_the_same_command_skips_and_redo_does_one_again(done, stage):
+    workdir, sets, first = done
     before = {p: p.stat().st_mtime_ns for p in (workdir / "stages").iterdir()}
-    again = tour.tour(workdir, "smoke", sets, [], ["sample"])
+    again = tour.tour(workdir, "smoke", sets, [], [stage])
     changed = [p.stem for p in before if p.stat().st_mtime_ns != before[p]]
-    assert changed == ["sample"]  # it came out the same, so the page stands
-    assert tuple(again) == STAGES
+    assert changed == [stage]  # it came out the same, so the stages after it stand
+    assert tuple(again) == STAGES and again[stage]["result"] == first[stage]["result"]
+
+
+def test_without_isolation_there_are_the_other_tools(monkeypatch, tmp_path, capsys):
+    def refused():
+        raise IsolationError("nothing isolates here")
+
+    monkeypatch.setattr(common, "python_tool", refused)
+    t, _ = tour.definition("smoke", SETS, str(tmp_path))
+    assert "python" in t.honest.data.sources[0].tools
+    found = tour_assistant._registry(t, tmp_path / "tools")
+    assert list(found) == ["calculator", "search"] and "nothing isolates here" in capsys.readouterr().err
+    hits = found["search"].run("hobby")
+    assert hits.startswith("[1] ") and (tmp_path / "tools" / "index.db").exists()
+
+
+def test_what_does_not_fit_the_context_is_left_out(tmp_path, capsys):
+    tiny_run.make(tmp_path)  # a context of 128 bytes, of which the answer takes 64
+    run = load_run(tmp_path)
+    short, long = plain_question("Who?", "I", "a"), plain_question(60 * "Who? ", "I", "b")
+    assert tour_assistant._fitting(run, [long, short, long], "questions") == [short]
+    assert "note: 2 of 3 questions do not fit the context of 128" in capsys.readouterr().out
 
 
 def test_another_definition_is_refused_and_harms_nothing(done):
