@@ -17,7 +17,7 @@ from jaxlm.steps.update import Train
 def sft_tiny() -> Experiment:
     """Conversations about the world, for a run of pretrain_tiny's size: minutes on two CPU cores.
 
-    Your own: --set='data.sources=Messages("chats.jsonl")'.
+    Your own: --set='data.sources=Messages(path=chats.jsonl)'.
     """
     return Experiment(
         model=None,

@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 
 from jaxlm import tools
 from jaxlm.config import UserError, from_json, to_json
+from jaxlm.data.conversation import parse, render
+from jaxlm.data.tokenizer import BytesTokenizer
 from jaxlm.data.world import banks, draws, graphs, sentences
 from jaxlm.data.world.answers import (
     HEDGES,
@@ -401,9 +403,8 @@ def test_heldout_wordings_are_new_only_as_a_whole():
     for attribute in ATTRIBUTES:
         parts = {side_: [composed.get((w, attribute)) for w in wordings(attribute, side_)] for side_ in (False, True)}
         seen = [p for p in parts[False] if p is not None]
-        assert {p[0] for p in parts[True]} <= {p[0] for p in seen} and {p[1] for p in parts[True]} <= {
-            p[1] for p in seen
-        }
+        for part in (0, 1):
+            assert {p[part] for p in parts[True]} == {p[part] for p in seen}
 
 
 def test_a_recollection_is_a_sentence_of_pretraining():
@@ -434,6 +435,20 @@ def test_facts_are_recalled_before_they_are_told():
                     forgotten = thoughts[0].endswith(f" {FORGOTTEN}.")
                     assert forgotten == (called or refused) and (forgotten or message.text in thoughts[0])
         assert min(kinds[k] for k in ("search", "unknown", "fact")) > 3
+
+
+def test_recollections_are_structure():
+    """Thoughts come back as thoughts, and the model itself is trained to write them."""
+    tokenizer, cfg = BytesTokenizer(), dataclasses.replace(ALL_TOOLS, turns=2)
+    for i in range(40):
+        talk = conversation(cfg, "train", i)
+        row = render(talk, tokenizer)
+        read = parse(row["tokens"], tokenizer)
+        assert [m.parts for m in read.messages] == [m.parts for m in talk.messages]
+        learned = tokenizer.decode([t for t, kept in zip(row["tokens"].tolist(), row["loss_mask"]) if kept])
+        for part in (p for m in talk.messages for p in m.parts):
+            if part.kind == "thinking":
+                assert part.text in learned
 
 
 def test_without_tools_there_is_only_work_that_can_be_done_by_hand():

@@ -59,6 +59,27 @@ def test_another_experiment_is_named_by_its_differences(tmp_path):
         lineage.check_same_experiment(w, config.override(Definition(), {"model.vocab_size": 65}))
 
 
+@dataclasses.dataclass(frozen=True)
+class Several:
+    first: Definition = Definition()
+    second: Definition = Definition()
+    asked: int = 5
+
+
+def test_what_may_change_may_change_in_every_part(tmp_path):
+    parts = ("first.", "second.")
+    (tmp_path / "config.json").write_text(config.to_json(Several()))
+    longer = {"first.train.steps": 20, "second.checkpoint.every": 1}
+    lineage.check_same_experiment(tmp_path, config.override(Several(), longer), parts)
+    for change in ({"second.model.width": 16}, {"asked": 6}):
+        (path,) = change
+        with pytest.raises(UserError, match=rf"holds another experiment: {path.replace('.', '[.]')}: \d+ -> \d+ \("):
+            lineage.check_same_experiment(tmp_path, config.override(Several(), longer | change), parts)
+    # In the part that is named alone.
+    with pytest.raises(UserError, match=r"second\.checkpoint\.every: 5 -> 1"):
+        lineage.check_same_experiment(tmp_path, config.override(Several(), longer), ("first.",))
+
+
 def test_a_workdir_that_cannot_be_read(tmp_path):
     (tmp_path / "config.json").write_text('{"schema_version": 1, "node": "Definition", "unheard_of": 1}')
     with pytest.raises(UserError, match=r"another kind or version.*choose another"):
