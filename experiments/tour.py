@@ -105,7 +105,7 @@ def smoke() -> Tour:
         t,
         world=replace(world, problems=300),
         text=EmbeddedPython(),
-        base=override(t.base, short | {"train.steps": 300, "data.tokenizer.vocab_size": 2048}),
+        base=override(t.base, short | {"train.steps": 240}),
         assistant=override(t.assistant, short | {"train.steps": 60, "data.sources.0.count": 1000}),
         honest=override(t.honest, short | {"train.steps": 20, "data.sources.0.count": 1000}),
         probed=24,
