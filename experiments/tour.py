@@ -43,7 +43,7 @@ def connected(tour: Tour, root: str) -> Tour:
 
     def about(e: Experiment, *more) -> Experiment:
         talks = (replace(s, world=tour.world) if isinstance(s, WorldConversations) else s for s in e.data.sources)
-        told = replace(tour.world, name="told")  # a name of its own among the sources
+        told = replace(tour.world, name="told", weight=0.5)  # a name of its own among the sources
         data = replace(e.data, sources=(*talks, *more), replay=(told,))
         return replace(e, data=data, seed=e.seed + tour.seed)
 
@@ -58,7 +58,7 @@ def connected(tour: Tour, root: str) -> Tour:
 
 
 def tiny() -> Tour:
-    """To see every effect, under an hour on two CPU cores."""
+    """To see it learn, under an hour on two CPU cores."""
     world = World(
         people=People(
             count=400,
@@ -89,7 +89,7 @@ def tiny() -> Tour:
     talk = WorldConversations(count=12_000, facts=5.0, problems=3.0, tools=("calculator", "python"), tool_share=0.4)
     searching = replace(talk, count=6000, search=2.0, tools=("calculator", "python", "search"))
     assistant = override(
-        sft_tiny(), {"data.sources": (talk,), "data.context": 256, "train.steps": 700, "train.batch_size": 16}
+        sft_tiny(), {"data.sources": (talk,), "data.context": 256, "train.steps": 1500, "train.batch_size": 16}
     )
     honest = override(assistant, {"data.sources": (searching,), "train.steps": 400, "optimizer.lr": 5e-4})
     text = EmbeddedPython(weight=0.1)

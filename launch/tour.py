@@ -12,7 +12,7 @@ after it whatever depends on its outcome.
 Scales, all on a made-up world whose truth is known and on the text that every Python brings along (its documentation,
 docstrings and library source):
   smoke   minutes on 2 CPU cores: to see that everything runs; too small to learn much
-  tiny    under an hour on 2 CPU cores: to see every effect
+  tiny    under an hour on 2 CPU cores: to see it learn
   small   a GPU
 Your own text beside the world: --set='text=Files(path=FILE_OR_FOLDER)'. Any other setting of the definition, which is
 in experiments/tour.py: --set=base.PATH, assistant.PATH and honest.PATH are those of launch.train.

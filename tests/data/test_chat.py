@@ -106,6 +106,23 @@ def test_the_world_validates_with_its_heldout_side(tmp_path):
     assert made.valid["world"].documents == 10 and made.train["world"].documents == 100
 
 
+def test_replayed_text_trains_whole_and_validates_nowhere(tmp_path):
+    told = World(name="told", people=People(count=20, unmentioned=4), validation=10)
+    talk = WorldConversations(world=told, count=50)
+    chat = Chat((talk,), tokenizer=Bytes(), context=600, replay=(told,), cache=str(tmp_path))
+    made = prepare_chat(chat, progress=False)
+    assert set(made.train) == {"world", "told"} and set(made.valid) == {"world"}
+    replayed = made.train["told"]
+    assert replayed.documents == 100  # five biographies each, none of the held-out ones
+    assert replayed.scored > 0.95 * replayed.tokens
+    without = prepare_chat(dataclasses.replace(chat, replay=()), progress=False)
+    assert without.hashes["packed"] != made.hashes["packed"]
+    with Loader(made.train, 8, seed=0) as loader:
+        assert sorted(np.unique(np.asarray(loader.batch(0).source), return_counts=True)[1]) == [4, 4]
+    with pytest.raises(UserError, match="two sources are named"):
+        prepare_chat(dataclasses.replace(chat, replay=(dataclasses.replace(told, name="world"),)), progress=False)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
