@@ -1,6 +1,7 @@
 """launch.chat as people use it: lines in, replies out, with models whose words are known."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import pty
@@ -20,7 +21,7 @@ from jaxlm.data.conversation import Message, Part
 from jaxlm.data.prepare import Data
 from jaxlm.data.tokenizer import Bytes
 from launch import chat
-from tests.launch.talkers import HELLO, LOOK, run_folder
+from tests.launch.talkers import CHAT, HELLO, LOOK, run_folder
 
 flags.FLAGS.set_gnu_getopt(True)
 ENDLESS = {"<|im_sep|>": "x", "x": "y", "y": "x"}
@@ -168,9 +169,11 @@ def test_bad_options_are_one_clear_line(call, hello, look, monkeypatch):
 
 def test_in_a_terminal(tmp_path):
     """One process under a terminal of its own: a prompt, colors, and a Ctrl-C that stops the reply alone."""
-    workdir = run_folder(tmp_path / "run", {"<|im_sep|>": "<think>", "<think>": "x", "x": "y", "y": "x"})
+    # Long enough that the reply cannot have ended before the signal comes, however busy the machine is.
+    longer = dataclasses.replace(CHAT, context=20_000)
+    workdir = run_folder(tmp_path / "run", {"<|im_sep|>": "<think>", "<think>": "x", "x": "y", "y": "x"}, longer)
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "launch.chat", f"--workdir={workdir}", "--max_tokens=200", "--temperature=0"]
+    command = [sys.executable, "-m", "launch.chat", f"--workdir={workdir}", "--max_tokens=16000", "--temperature=0"]
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
     os.close(theirs)
     seen = ""
