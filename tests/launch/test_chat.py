@@ -6,6 +6,7 @@ import io
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -174,7 +175,10 @@ def test_in_a_terminal(tmp_path):
     workdir = run_folder(tmp_path / "run", {"<|im_sep|>": "<think>", "<think>": "x", "x": "y", "y": "x"}, longer)
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "launch.chat", f"--workdir={workdir}", "--max_tokens=16000", "--temperature=0"]
+    # A background job of a plain shell ignores Ctrl-C, and so would whatever it starts: a person's terminal does not.
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    signal.signal(signal.SIGINT, former)
     os.close(theirs)
     seen = ""
 
