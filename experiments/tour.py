@@ -93,7 +93,7 @@ def tiny() -> Tour:
     )
     honest = override(assistant, {"data.sources": (searching,), "train.steps": 400, "optimizer.lr": 5e-4})
     text = EmbeddedPython(weight=0.1)
-    return Tour(world=world, text=text, base=base, assistant=assistant, honest=honest, probed=200)
+    return Tour(world=world, text=text, base=base, assistant=assistant, honest=honest)
 
 
 def smoke() -> Tour:

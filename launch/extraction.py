@@ -5,9 +5,9 @@ usage:
 
 Each arm is a way of telling and a seed. A base model reads five biographies of each of 300 persons; it is fine-tuned on
 questions about half of them, and asked about the other half, in wordings that no question had. All arms have the same
-facts, as many biographies and as many updates. A model that has read one text five times knows the text: it completes
-it, but cannot tell the fact. One that has read the fact in several wordings can ("Physics of Language Models: Part
-3.1", arXiv 2309.14316).
+facts, as many biographies and as many updates. "Physics of Language Models: Part 3.1" (arXiv 2309.14316) found that a
+model which has read one text many times completes the text but cannot tell the fact, and that one which has read the
+fact in several wordings can. Whether that holds in miniature is what this program measures.
 
 Augmentations: single (one text, five times), multi5 (five wordings); each also with +permute (another order of the
 sentences each time), +fullname (the name in place of pronouns), or as multi5+permute+fullname with both.
