@@ -321,8 +321,8 @@ def _tiers(value) -> tuple[tuple[str, ...], ...]:
 _FIELDS = {
     "conversation": _messages, "metadata": _one(dict), "message": _message, "tokens": _optional(_tuple_of(int)),
     "logprobs": _optional(_tuple_of(float)), "sampled": _optional(_tuple_of(bool)), "tokenizer": _optional(_one(str)),
-    "policy": _optional(_policy), "sampling": _one(dict), "finish_reason": _optional(_one(str)), "shown": _tuple_of(str),
-    "tiers": _tiers, "details": _one(dict), "value": _one(float), "scale": _tuple_of(float),
+    "policy": _optional(_policy), "sampling": _one(dict), "finish_reason": _optional(_one(str)),
+    "shown": _tuple_of(str), "tiers": _tiers, "details": _one(dict), "value": _one(float), "scale": _tuple_of(float),
     "better_than": _tuple_of(str),
 }  # fmt: skip
 
