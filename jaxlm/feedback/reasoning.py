@@ -1,10 +1,11 @@
 """Self-correction inside the thinking: how often an answer changes on the way, and whether that is for the better.
 
 The rule. A trace is cut into attempts. A new one begins with a line, or a sentence, that opens with a word of doubt
-(`DOUBTS`: wait, actually, hold on, let me check, that is wrong ...; or no, before a comma, a number or the like). An attempt's candidate is the last value in
-it: the last number, by `verifiers.number`, or what another `read` finds. So the results on the way to an answer are no
-candidates, while what stood before "wait" is one, and what it became is the next. An attempt without a value has no
-candidate. With `split=lines` each line is an attempt: for traces that state an answer a line and no steps.
+(`DOUBTS`: wait, actually, hold on, let me check, that is wrong ...; or no, before a comma, a number or the like). An
+attempt's candidate is the last value in it: the last number, by `verifiers.number`, or what another `read` finds. So
+the results on the way to an answer are no candidates, while what stood before "wait" is one, and what it became is the
+next. An attempt without a value has no candidate. With `split=lines` each line is an attempt: for traces that state an
+answer a line and no steps.
 
 A change is two neighboring candidates with different values. Traces are compared with the truth by the caller: `right`
 says whether a candidate is. First and last candidates are of the trace alone; the reply's answer is compared with the
@@ -31,7 +32,7 @@ DOUBTS = (
 )  # fmt: skip
 # At the beginning of a line, or after what ends a sentence.
 _DOUBT = re.compile(
-    r"(?:^|(?<=[.!?;])[ \t]+)[ \t]*(?:but |oh,? |so )?(?:no(?= *[-,.!:;0-9]| *$| (?:it|that|wait)\b)|(?:"
+    r"(?:^|(?<=[.!?;])(?=[ \t]))[ \t]*(?:but |oh,? |so )?(?:no(?= *[-,.!:;0-9]| *$| (?:it|that|wait)\b)|(?:"
     + "|".join(map(re.escape, DOUBTS))
     + r")\b)",
     re.IGNORECASE | re.MULTILINE,
