@@ -20,8 +20,8 @@ from scipy.special import ndtri, stdtr
 
 from jaxlm.config import UserError
 
-WINDOW = 8  # records
-CONFIDENCE = 0.995  # of each window: over 60 records of pure noise some 3% of runs raise an alarm
+WINDOW = 10  # records
+CONFIDENCE = 0.999  # of each window: over 60 records of pure noise some 3% of runs raise an alarm
 _FLAT = 1e-9  # a slope over the window that is smaller than this share of the values is rounding
 
 
