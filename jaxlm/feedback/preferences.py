@@ -295,8 +295,8 @@ def read_hh(path, counts: Kept | None = None) -> list[Preference]:
     """Pairs as Anthropic's HH has them (Bai et al. 2022, arXiv 2204.05862), one a line, also .gz and .zst.
 
     {"chosen": dialogue, "rejected": dialogue}, each "\\n\\nHuman: ...\\n\\nAssistant: ..." and so on; they must
-    differ in the last turn alone, an assistant's. The texts lose the spaces around them. What cannot be read strictly is left out
-    and counted; `UserError` when nothing is left.
+    differ in the last turn alone, an assistant's. The texts lose the spaces around them. What cannot be read strictly
+    is left out and counted; `UserError` when nothing is left.
     """
     counts, file, out = Kept() if counts is None else counts, storage.path(path), []
     if not file.is_file():
