@@ -18,6 +18,7 @@ digits, inf and nan are no numbers. Time is bounded: by the length of what is re
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from fractions import Fraction
@@ -119,7 +120,12 @@ def text(completion: Completion, truth) -> bool | None:
     if not isinstance(truth, str) or not truth.strip():
         return None
     answer = final_answer(completion)
-    return answer is not None and answers.normalized(answer) == answers.normalized(truth)
+    return answer is not None and not _disguised(answer) and answers.normalized(answer) == answers.normalized(truth)
+
+
+def _disguised(answer: str) -> bool:
+    """Whether a character that is no ASCII digit would be normalized to one: 4\u00b2 is not 42."""
+    return any(not c.isascii() and any(d.isdigit() for d in unicodedata.normalize("NFKC", c)) for c in answer)
 
 
 def numeric(completion: Completion, truth, absolute: float = 0.0, relative: float = 0.0) -> bool | None:
@@ -171,7 +177,7 @@ def world(completion: Completion, truth: Question) -> bool | None:
         return False
     answer = answers.final_answer(answer)
     if truth.check != "numeric":
-        return answers.verify(truth, answer)
+        return not _disguised(answer) and answers.verify(truth, answer)
     given = number(answer)  # bounded, unlike the world's own, which never meets what a policy may write
     return given is not None and given in [number(t) for t in (truth.answer, *truth.also)]
 
