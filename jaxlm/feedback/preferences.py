@@ -85,11 +85,13 @@ def pairs(preferences: Iterable[Preference]) -> list[Pair]:
 
 # ---------------------------------------------------------------------------------------------------- from the store
 def latest_rankings(store: Store, annotators: Sequence[str] | None = None) -> list[Ranking]:
-    """The last ranking of each annotator (of these, if given) for each set of responses that was shown."""
+    """The last ranking of each annotator (of these, if given) for each set of responses shown, in order."""
     found: dict[tuple, Ranking] = {}
     for _, ranking in store.records(Ranking):
         if annotators is None or ranking.annotator in annotators:
-            found[ranking.prompt, ranking.annotator, frozenset(ranking.shown)] = ranking
+            key = (ranking.prompt, ranking.annotator, frozenset(ranking.shown))
+            found.pop(key, None)  # so that the order is that of the last ones
+            found[key] = ranking
     return list(found.values())
 
 
