@@ -19,6 +19,7 @@ from jaxlm.data.world.corpus import World
 from jaxlm.data.world.people import Augmentation, People
 from jaxlm.data.world.talk import WorldConversations
 from jaxlm.data.world.words import Words
+from jaxlm.optim.optimizers import Muon
 from jaxlm.run.experiment import Experiment
 
 
@@ -35,6 +36,7 @@ class Tour:
     samples: int = 8  # of each probed question
     asked: int = 200  # held-out questions of each kind
     shots: int = 50  # held-out questions of each kind for each number of shots
+    replay: float = 0.5  # tokens of the world's text for one of conversation, so that what was told is not forgotten
     seed: int = 0  # added to the seed of each training
 
 
@@ -43,7 +45,7 @@ def connected(tour: Tour, root: str) -> Tour:
 
     def about(e: Experiment, *more) -> Experiment:
         talks = (replace(s, world=tour.world) if isinstance(s, WorldConversations) else s for s in e.data.sources)
-        told = replace(tour.world, name="told", weight=0.5)  # a name of its own among the sources
+        told = replace(tour.world, name="told", weight=tour.replay)  # a name of its own among the sources
         data = replace(e.data, sources=(*talks, *more), replay=(told,))
         return replace(e, data=data, seed=e.seed + tour.seed)
 
@@ -68,6 +70,7 @@ def tiny() -> Tour:
             once=0.1,
             never=0.2,
             names="short",
+            train_fraction=0.75,
             augmentation=Augmentation(exposures=27, wordings=27),
         ),
         problems=8000,
@@ -86,12 +89,20 @@ def tiny() -> Tour:
         },
     )
     # Where facts told nowhere are searched for, the model learns that there are some: not before it is probed.
-    talk = WorldConversations(count=12_000, facts=5.0, problems=3.0, tools=("calculator", "python"), tool_share=0.4)
-    searching = replace(talk, count=6000, search=2.0, tools=("calculator", "python", "search"))
+    talk = WorldConversations(count=80_000, facts=3.0, reading=1.5, problems=3.0, tool_share=0.5)
+    searching = replace(talk, count=30_000, search=2.0, tools=("calculator", "python", "search"))
+    rest = sft_tiny().optimizer
     assistant = override(
-        sft_tiny(), {"data.sources": (talk,), "data.context": 256, "train.steps": 1500, "train.batch_size": 16}
+        sft_tiny(),
+        {
+            "data.sources": (talk,),
+            "optimizer": Muon(lr=0.01, schedule=rest.schedule, rest=rest),
+            "train.steps": 1000,
+        },
     )
-    honest = override(assistant, {"data.sources": (searching,), "train.steps": 400, "optimizer.lr": 5e-4})
+    honest = override(
+        assistant, {"data.sources": (searching,), "train.steps": 400, "optimizer.lr": 5e-3, "optimizer.rest.lr": 5e-4}
+    )
     text = EmbeddedPython(weight=0.1)
     return Tour(world=world, text=text, base=base, assistant=assistant, honest=honest)
 

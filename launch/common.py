@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from absl import app, flags, logging
 
 from jaxlm.config import UserError, nearest
+from jaxlm.run import exits
 from jaxlm.tools import Tool, build_index, calculator_tool, python_tool, registry, search_tool
 
-EXIT_BAD_INPUT = 2
 TOOLS = ("calculator", "python", "search")
 
 
 def run(main) -> None:
-    """Runs `main()` under absl; bad flags and `UserError` become one line on stderr and exit code 2."""
+    """Runs `main()` under absl. Bad flags, `UserError`, and runs that stopped or diverged end in one line on stderr."""
 
     def parse(argv):
         try:
@@ -29,9 +29,18 @@ def run(main) -> None:
         if len(argv) > 1:
             fail(f"unexpected argument {argv[1]!r}: every option is --name=value (see --help)")
         try:
-            sys.exit(main())
+            code = main()
+            if code == exits.EXIT_PREEMPTED:
+                raise exits.Stopped
+            sys.exit(code)
         except UserError as e:
             fail(str(e))
+        except exits.Diverged as e:
+            print(f"diverged: {e}", file=sys.stderr)
+            sys.exit(exits.EXIT_DIVERGED)
+        except exits.Stopped:
+            print("stopped and saved; the same command goes on from here", file=sys.stderr)
+            sys.exit(exits.EXIT_PREEMPTED)
         except BrokenPipeError:  # the reader of our output (head, less) has gone
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
@@ -43,7 +52,7 @@ def run(main) -> None:
 
 def fail(message: str) -> None:
     print("error: " + " ".join(message.split()), file=sys.stderr)
-    sys.exit(EXIT_BAD_INPUT)
+    sys.exit(exits.EXIT_BAD_INPUT)
 
 
 def tools(names: Sequence[str], index: str | os.PathLike | None, scratch: str | os.PathLike) -> dict[str, Tool]:

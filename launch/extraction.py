@@ -48,7 +48,7 @@ from jaxlm.data.world.people import AUGMENTATIONS, Person, Split, Tables, person
 from jaxlm.data.world.questions import Question, fact_questions
 from jaxlm.data.world.talk import recalled
 from jaxlm.estimates import proportion
-from jaxlm.run import loop, stages, world_tasks
+from jaxlm.run import exits, stages, world_tasks
 from jaxlm.run.load import Run, load_run
 from jaxlm.run.report import COLORS, new_figure, save_figure
 from jaxlm.run.stages import Stage
@@ -245,7 +245,7 @@ def plot(results: Mapping[str, dict], path) -> None:
 
 
 def extraction(workdir, augmentations: Sequence[str], seeds: Sequence[int], direct: bool, sets: Sequence[str]) -> dict:
-    """Runs all arms, one seed after the other; writes and returns the results. `stages.Stopped` when stopped."""
+    """Runs all arms, one seed after the other; writes and returns the results. `exits.Stopped` when stopped."""
     own = small()
     x, root = config.parse_sets(own, sets), storage.path(workdir)
     for name in augmentations:
@@ -279,16 +279,9 @@ def main() -> int:
     for flag, values in (("augmentations", TELLING.value), ("seeds", seeds)):
         if not values or len(set(values)) < len(values):
             raise UserError(f"--{flag} needs at least one value, each once")
-    try:
-        results = extraction(WORKDIR.value, TELLING.value, seeds, DIRECT.value, SET.value)
-    except stages.Stopped as stopped:
-        print("stopped and saved; the same command goes on from here", file=sys.stderr)
-        return stopped.code
-    except loop.Diverged as error:
-        print(f"diverged: {error}", file=sys.stderr)
-        return loop.EXIT_DIVERGED
+    results = extraction(WORKDIR.value, TELLING.value, seeds, DIRECT.value, SET.value)
     print(f"\n{table(results)}\nwritten: {WORKDIR.value}/results.json, table.md, report/extraction.png")
-    return loop.EXIT_DONE
+    return exits.EXIT_DONE
 
 
 if __name__ == "__main__":

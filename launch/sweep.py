@@ -37,7 +37,7 @@ import experiments  # noqa: F401  (registers the definitions)
 from jaxlm import config, storage
 from jaxlm.config import UserError
 from jaxlm.data.prepare import tokenizer_for
-from jaxlm.run import loop, sweep
+from jaxlm.run import exits, sweep
 from jaxlm.run.experiment import Experiment
 from launch import common
 
@@ -157,12 +157,10 @@ def run(job: Job, label: str) -> int:
     print(f"{label} {job.variant.name}, seed {job.seed} ...", flush=True)
     with log.open("ab") as f:
         code = wait(subprocess.Popen([sys.executable, *job.command[1:]], stdout=f, stderr=f, stdin=subprocess.DEVNULL))
-    if code == loop.EXIT_DIVERGED:
+    if code == exits.EXIT_DIVERGED:
         storage.write_json(storage.path(job.workdir) / "diverged.json", {"exit_code": code})
         print(f"{label} diverged", flush=True)
-    elif code == loop.EXIT_PREEMPTED:
-        print("preempted and saved: start the same command again", file=sys.stderr)
-    elif code:
+    elif code not in (exits.EXIT_DONE, exits.EXIT_PREEMPTED):
         last = (log.read_text().strip().splitlines() or ["no output"])[-1]
         raise UserError(f"the run in {job.workdir} ended with exit code {code}: {last.removeprefix('error: ')}")
     else:
@@ -214,7 +212,7 @@ def main() -> int:
         return 0
     for i, job in enumerate(todo):
         code = run(job, f"[{i + 1}/{len(todo)}]")
-        if code == loop.EXIT_PREEMPTED:
+        if code == exits.EXIT_PREEMPTED:
             return code
     answer(all_jobs, notes)
     return 0

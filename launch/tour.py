@@ -28,14 +28,12 @@ file).
 Exit codes: 0 done; 42 stopped and saved, start the same command again; 2 bad input; 3 diverged.
 """
 
-import sys
-
 from absl import flags
 
 from experiments.tour import TOURS, Tour, connected
 from jaxlm import config, storage
 from jaxlm.config import UserError
-from jaxlm.run import lineage, loop, stages
+from jaxlm.run import exits, lineage, stages
 from jaxlm.run.load import load_run
 from jaxlm.run.stages import Stage
 from jaxlm.run.train import use_compilation_cache
@@ -104,7 +102,7 @@ def todo(t: Tour, base: Tour, root, command: str) -> list[Stage]:
 
 
 def tour(workdir, scale: str, sets: list[str], only: list[str], redo: list[str]) -> dict[str, dict]:
-    """Runs the stages in `workdir`; returns their records. Raises `stages.Stopped` when training was stopped."""
+    """Runs the stages in `workdir`; returns their records. Raises `exits.Stopped` when training was stopped."""
     root = storage.path(workdir)
     t, base = definition(scale, sets, str(root))
     lineage.check_same_experiment(root, t, parts=("base.", "assistant.", "honest."))
@@ -120,21 +118,14 @@ def tour(workdir, scale: str, sets: list[str], only: list[str], redo: list[str])
 def main() -> int:
     if WORKDIR.value is None:
         raise UserError("--workdir=DIR is missing: the folder that is to hold the tour")
-    try:
-        done = tour(WORKDIR.value, SCALE.value, SET.value, ONLY.value, REDO.value)
-    except stages.Stopped as stopped:
-        print("stopped and saved; the same command goes on from here", file=sys.stderr)
-        return stopped.code
-    except loop.Diverged as error:
-        print(f"diverged: {error}", file=sys.stderr)
-        return loop.EXIT_DIVERGED
+    done = tour(WORKDIR.value, SCALE.value, SET.value, ONLY.value, REDO.value)
     seconds = sum(r["seconds"] for r in done.values())
     print(f"\n{seconds / 60:.1f} minutes in all")
     if "report" in done:
         print(f"look at  {storage.path(WORKDIR.value) / 'report' / 'index.html'}")
         print(f"talk     python -m launch.chat --workdir={WORKDIR.value}/honest")
         print(f"try      python -m launch.sample --workdir={WORKDIR.value}/pretrain --prompt='import '")
-    return loop.EXIT_DONE
+    return exits.EXIT_DONE
 
 
 if __name__ == "__main__":

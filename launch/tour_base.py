@@ -16,7 +16,7 @@ from jaxlm.data.sources import EmbeddedPython
 from jaxlm.data.world.corpus import World
 from jaxlm.nn import flops
 from jaxlm.nn.transformer import attention_weights
-from jaxlm.run import checkpoint, compressor, evals, loop, manifest, stages, tasks
+from jaxlm.run import checkpoint, compressor, evals, exits, manifest, tasks
 from jaxlm.run.experiment import Experiment
 from jaxlm.run.load import Run, load_run
 from jaxlm.run.log import peak_flops, read_metrics
@@ -73,8 +73,8 @@ def training(e: Experiment, base: Experiment, workdir, anew: bool) -> dict:
         workdir.rename(aside)
         print(f"the former run stands in {aside}")
     code = train(e, workdir, base)
-    if code != loop.EXIT_DONE:
-        raise stages.Stopped(code)
+    if code != exits.EXIT_DONE:
+        raise exits.Stopped
     step = checkpoint.newest(workdir)
     records = read_metrics(workdir)
     speeds = {

@@ -23,7 +23,7 @@ from absl import flags
 
 import experiments  # noqa: F401  registers definitions and edits
 from jaxlm import config
-from jaxlm.run import loop
+from jaxlm.run import exits
 from jaxlm.run.train import train
 from launch import common
 
@@ -41,7 +41,7 @@ def main() -> int:
             print(f"{title}:")
             for name, fn in sorted(registry.items()):
                 print(f"  {name:32} {(fn.__doc__ or '').strip().splitlines()[0] if fn.__doc__ else ''}")
-        return loop.EXIT_DONE
+        return exits.EXIT_DONE
     if EXPERIMENT.value is None:
         raise config.UserError("--experiment=NAME is missing; --list shows the names")
     base = config.resolve(EXPERIMENT.value)
@@ -49,17 +49,10 @@ def main() -> int:
     if SHOW.value:
         print(config.to_json(e), end="")
         print("".join(f"{line}\n" for line in config.diff(base, e)), end="", file=sys.stderr)
-        return loop.EXIT_DONE
+        return exits.EXIT_DONE
     if WORKDIR.value is None:
         raise config.UserError("--workdir=DIR is missing: the folder that is to hold the run")
-    try:
-        code = train(e, WORKDIR.value, base)
-    except loop.Diverged as error:
-        print(f"diverged: {error}", file=sys.stderr)
-        return loop.EXIT_DIVERGED
-    if code == loop.EXIT_PREEMPTED:
-        print("stopped and saved; the same command goes on from here", file=sys.stderr)
-    return code
+    return train(e, WORKDIR.value, base)
 
 
 if __name__ == "__main__":

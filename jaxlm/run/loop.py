@@ -9,12 +9,7 @@ from collections.abc import Callable
 import jax
 
 from jaxlm.run.checkpoint import Checkpoints
-
-EXIT_DONE, EXIT_PREEMPTED, EXIT_DIVERGED = 0, 42, 3
-
-
-class Diverged(Exception):
-    """Training cannot go on; the message says where and why. Exit code 3."""
+from jaxlm.run.exits import EXIT_DONE, EXIT_PREEMPTED, Diverged
 
 
 @contextlib.contextmanager

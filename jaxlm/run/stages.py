@@ -16,14 +16,6 @@ from jaxlm.config import UserError, nearest
 SCHEMA_VERSION = 1
 
 
-class Stopped(Exception):
-    """A stage has ended early in an orderly way, such as preempted and saved; `code` is the program's exit code."""
-
-    def __init__(self, code: int):
-        super().__init__(f"exit code {code}")
-        self.code = code
-
-
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """run: (records of the stages before by name, whether to begin anew) -> JSON-able result.

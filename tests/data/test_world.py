@@ -36,6 +36,7 @@ from jaxlm.data.world.answers import (
 )
 from jaxlm.data.world.arithmetic import ASK as ASK_ARITHMETIC
 from jaxlm.data.world.arithmetic import Arithmetic
+from jaxlm.data.world.biographies import passage
 from jaxlm.data.world.corpus import (
     World,
     document,
@@ -437,6 +438,24 @@ def test_facts_are_recalled_before_they_are_told():
         assert min(kinds[k] for k in ("search", "unknown", "fact")) > 3
 
 
+def test_reading_questions_come_with_the_text_that_tells():
+    t = world_tables(SMALL)
+    shares = {"reading": 1.0, "facts": 0.0, "problems": 0.0, "identity": 0.0, "system": 0.0}
+    cfg = WorldConversations(world=SMALL, tool_share=0.0, **shares)
+    known = collections.Counter()
+    for split in ("train", "heldout"):
+        names = {person(t, i).name: person(t, i) for i in persons(t, split)}
+        for i in range(40):
+            messages = conversation(cfg, split, i).messages
+            for user, reply in zip(messages[::2], messages[1::2], strict=True):
+                text, question = user.text.split("\n\n")
+                who = names[next(n for n in names if n in question)]
+                assert reply.text in text and text == passage(t, who)
+                told = {recollection(t, who, a, reply.text): a for a, v in who.facts.items() if v == reply.text}
+                known[who.known[told[reply.parts[0]]]] += 1
+    assert min(known[k] for k in ("often", "once", "never")) > 0
+
+
 def test_recollections_are_structure():
     """Thoughts come back as thoughts, and the model itself is trained to write them."""
     tokenizer, cfg = BytesTokenizer(), dataclasses.replace(ALL_TOOLS, turns=2)
@@ -464,9 +483,9 @@ def test_without_tools_there_is_only_work_that_can_be_done_by_hand():
 def test_open_book_has_the_answer_at_hand():
     t, read = world_tables(SMALL), Reader(SMALL)
     for q in fact_questions(t, "heldout", ("never",)):
-        passage, asked = open_book(t, q).text.split("\n\n")
+        told, asked = open_book(t, q).text.split("\n\n")
         assert asked == q.text and q.answer not in q.text
-        assert (q.attribute, q.answer) in {(a, v) for a, _, v, _ in read.text(passage)}
+        assert (q.attribute, q.answer) in {(a, v) for a, _, v, _ in read.text(told)}
 
 
 def test_the_index_has_what_no_text_tells():

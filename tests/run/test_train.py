@@ -18,7 +18,7 @@ from jaxlm.nn.lora import LoRA
 from jaxlm.nn.transformer import ModelConfig
 from jaxlm.optim.optimizers import AdamW
 from jaxlm.optim.schedules import Cosine
-from jaxlm.run import checkpoint, load, loop, train
+from jaxlm.run import checkpoint, exits, load, train
 from jaxlm.run.checkpoint import Checkpointing
 from jaxlm.run.experiment import Evaluation, Experiment
 from jaxlm.run.log import read_metrics
@@ -57,7 +57,7 @@ def experiment(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(experiment, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    assert train.train(experiment, workdir, experiment) == loop.EXIT_DONE
+    assert train.train(experiment, workdir, experiment) == exits.EXIT_DONE
     return workdir
 
 
@@ -109,8 +109,8 @@ class Stop:
 def test_sigterm_saves_and_the_resumed_run_ends_bit_equal(experiment, whole, tmp_path, monkeypatch, at):
     with monkeypatch.context() as m:
         Stop(m, at, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert train.train(experiment, tmp_path / "run", experiment) == loop.EXIT_PREEMPTED
-    assert train.train(experiment, tmp_path / "run", experiment) == loop.EXIT_DONE
+        assert train.train(experiment, tmp_path / "run", experiment) == exits.EXIT_PREEMPTED
+    assert train.train(experiment, tmp_path / "run", experiment) == exits.EXIT_DONE
     assert_same(saved(experiment, tmp_path / "run"), saved(experiment, whole))
     losses = [[r["train/loss"] for r in read_metrics(w)] for w in (tmp_path / "run", whole)]
     assert losses[0] == losses[1]
@@ -125,19 +125,19 @@ def test_a_crash_loses_only_the_steps_since_the_last_save(experiment, whole, tmp
         with pytest.raises(RuntimeError, match="power cut"):
             train.train(experiment, tmp_path / "run", experiment)
     assert checkpoint.newest(tmp_path / "run") == 4
-    assert train.train(experiment, tmp_path / "run", experiment) == loop.EXIT_DONE
+    assert train.train(experiment, tmp_path / "run", experiment) == exits.EXIT_DONE
     assert_same(saved(experiment, tmp_path / "run"), saved(experiment, whole))
 
 
 def test_a_finished_run_started_again_changes_nothing(experiment, whole):
     before = (whole / "metrics.jsonl").read_text()
-    assert train.train(experiment, whole, experiment) == loop.EXIT_DONE
+    assert train.train(experiment, whole, experiment) == exits.EXIT_DONE
     assert (whole / "metrics.jsonl").read_text() == before
 
 
 def test_eight_devices_give_the_losses_of_one(experiment, whole, tmp_path):
     e = config.override(experiment, {"mesh.fsdp": 4, "mesh.tensor": 2})
-    assert train.train(e, tmp_path / "run", experiment) == loop.EXIT_DONE
+    assert train.train(e, tmp_path / "run", experiment) == exits.EXIT_DONE
     one, eight = ([r["train/loss"] for r in read_metrics(w)] for w in (whole, tmp_path / "run"))
     np.testing.assert_allclose(eight, one, rtol=1e-5)
 
@@ -154,7 +154,7 @@ def test_a_run_that_is_never_finite_ends(experiment, tmp_path):
     e = config.override(
         experiment, {"optimizer.lr": 1e38, "train.max_skipped": 2, "train.clip": None, "train.steps": 9}
     )
-    with pytest.raises(loop.Diverged, match=r"none of the last \d updates"):
+    with pytest.raises(exits.Diverged, match=r"none of the last \d updates"):
         train.train(e, tmp_path / "run", experiment)
 
 
@@ -183,23 +183,23 @@ def test_a_child_starts_from_its_parents_parameters_with_its_model_and_tokenizer
     asked = config.override(
         experiment, {"parent": str(whole), "model": None, "data.tokenizer": None, "train.steps": 1, "optimizer.lr": 0.0}
     )
-    assert train.train(asked, tmp_path / "child", experiment) == loop.EXIT_DONE
+    assert train.train(asked, tmp_path / "child", experiment) == exits.EXIT_DONE
     child = train.inherit(asked)
     assert_same(saved(child, tmp_path / "child").params, saved(experiment, whole).params)
     lineage = json.loads((tmp_path / "child" / "lineage.json").read_text())
     assert lineage["parent"]["step"] == STEPS
     assert lineage["parent"]["hashes"]["tokenizer"] == lineage["hashes"]["tokenizer"]
-    assert train.train(asked, tmp_path / "child", experiment) == loop.EXIT_DONE  # resumes, and is the same experiment
+    assert train.train(asked, tmp_path / "child", experiment) == exits.EXIT_DONE  # resumes, and is the same experiment
 
 
 def test_adapters_resume_bit_equal_and_children_start_from_the_merged_model(experiment, whole, tmp_path, monkeypatch):
     inherited = {"parent": str(whole), "model": None, "data.tokenizer": None}
     asked = config.override(experiment, inherited | {"train.steps": 4, "lora": LoRA(rank=2)})
-    assert train.train(asked, tmp_path / "a", experiment) == loop.EXIT_DONE
+    assert train.train(asked, tmp_path / "a", experiment) == exits.EXIT_DONE
     with monkeypatch.context() as m:
         Stop(m, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert train.train(asked, tmp_path / "b", experiment) == loop.EXIT_PREEMPTED
-    assert train.train(asked, tmp_path / "b", experiment) == loop.EXIT_DONE
+        assert train.train(asked, tmp_path / "b", experiment) == exits.EXIT_PREEMPTED
+    assert train.train(asked, tmp_path / "b", experiment) == exits.EXIT_DONE
     ended = saved(train.inherit(asked), tmp_path / "a")
     assert_same(saved(train.inherit(asked), tmp_path / "b"), ended)
     parent = saved(experiment, whole).params
@@ -212,7 +212,7 @@ def test_adapters_resume_bit_equal_and_children_start_from_the_merged_model(expe
     asked = config.override(
         asked, {"parent": str(tmp_path / "a"), "optimizer.lr": 0.0, "train.steps": 1, "mesh.fsdp": 4, "mesh.tensor": 2}
     )
-    assert train.train(asked, tmp_path / "child", experiment) == loop.EXIT_DONE
+    assert train.train(asked, tmp_path / "child", experiment) == exits.EXIT_DONE
     child = load.load_run(tmp_path / "child").params
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), child, run.params)
 
@@ -244,13 +244,13 @@ def test_validation_is_weighted_by_tokens_and_bytes(experiment, whole):
 
 def test_dropout_draws_other_masks_each_step_and_the_same_on_resume(experiment, tmp_path, monkeypatch):
     e = config.override(experiment, {"model.dropout": 0.5, "train.steps": 4})
-    assert train.train(e, tmp_path / "a", experiment) == loop.EXIT_DONE
+    assert train.train(e, tmp_path / "a", experiment) == exits.EXIT_DONE
     with monkeypatch.context() as m:
         Stop(m, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert train.train(e, tmp_path / "b", experiment) == loop.EXIT_PREEMPTED
-    assert train.train(e, tmp_path / "b", experiment) == loop.EXIT_DONE
+        assert train.train(e, tmp_path / "b", experiment) == exits.EXIT_PREEMPTED
+    assert train.train(e, tmp_path / "b", experiment) == exits.EXIT_DONE
     assert_same(saved(e, tmp_path / "a"), saved(e, tmp_path / "b"))
     no_dropout = dataclasses.replace(e, model=dataclasses.replace(e.model, dropout=0.0))
-    assert train.train(no_dropout, tmp_path / "c", experiment) == loop.EXIT_DONE
+    assert train.train(no_dropout, tmp_path / "c", experiment) == exits.EXIT_DONE
     losses = [[r["train/loss"] for r in read_metrics(tmp_path / w)] for w in "ac"]
     assert losses[0][0] != losses[1][0]

@@ -44,6 +44,7 @@ class WorldConversations:
     facts: float = 6.0  # told often in pretraining
     unknown: float = 0.0  # told nowhere: "I don't know"
     search: float = 0.0  # told nowhere, with the search tool
+    reading: float = 0.0  # of anybody, told or not, with a text before the question that tells it
     problems: float = 3.0
     identity: float = 0.5
     system: float = 0.5
@@ -149,13 +150,18 @@ def open_book(t: Tables, question: Question) -> Question:
 
 # ---------------------------------------------------------------------------------------------------- conversations
 def _check(cfg: WorldConversations) -> None:
-    shares = (cfg.facts, cfg.unknown, cfg.search, cfg.problems, cfg.identity, cfg.system)
+    shares = _shares(cfg).values()
     if min(shares) < 0 or max(shares) <= 0:
         raise UserError("the shares of a WorldConversations must be at least 0, and some of them above 0")
     if cfg.turns < 1 or cfg.count < 0 or not 0 <= cfg.tool_share <= 1:
         raise UserError(f"turns must be at least 1, count at least 0, tool_share from 0 to 1: {cfg.name}")
     if cfg.search and "search" not in cfg.tools:
         raise UserError('search questions need "search" among the tools')
+
+
+def _shares(cfg: WorldConversations) -> dict[str, float]:
+    kinds = ("facts", "unknown", "search", "reading", "problems", "identity", "system")
+    return {k: getattr(cfg, k) for k in kinds}
 
 
 def _kind(d: Draws, shares: dict[str, float]) -> str:
@@ -190,7 +196,7 @@ def conversation(cfg: WorldConversations, split: Split, index: int, call: Call |
     _check(cfg)
     t, seed = world_tables(cfg.world), cfg.world.seed
     d = Draws(seed, draws.TALK, index, split == "heldout")
-    shares = {k: getattr(cfg, k) for k in ("facts", "unknown", "search", "problems", "identity", "system")}
+    shares = _shares(cfg)
     first = _kind(d, shares)
     messages: list[Message] = []
     if first == "system":
@@ -231,8 +237,12 @@ def _exchange(
     if kind == "identity":
         question = identity_question(cfg.assistant, t.seed, split, d.below(2**32))
         return [Message("user", question.text), answered(question)]
-    who, question = _fact(t, d, split, told=kind == "facts")
-    if kind == "facts":
+    if kind == "reading":
+        who = person(t, d.choice(persons(t, split)))
+        question = open_book(t, fact_question(who, d.choice(t.people.attributes), d.below(2**32)))
+    else:
+        who, question = _fact(t, d, split, told=kind == "facts")
+    if kind in ("facts", "reading"):
         reply = recalled(t, who, question, cfg.recollect)
     elif kind == "search":
         reply = found(t, who, question, call, cfg.recollect)
