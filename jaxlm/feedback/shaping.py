@@ -218,7 +218,10 @@ def steps(trace: str, given: Iterable[Fraction] | None = None) -> list[Step]:
 
 
 def token_spans(ids: Sequence[int], spans: Sequence[tuple[int, int]], tokenizer: Tokenizer) -> list[tuple[int, int]]:
-    """[begin, end) of each character span of the ids' text in tokens: every token that has a part in it."""
+    """[begin, end) in tokens of each span of characters, not empty, of the ids' text.
+
+    A character belongs to the token that ends it.
+    """
     decoder, ends = codecs.getincrementaldecoder("utf-8")(errors="replace"), []
     size = 0
     for i in ids:
