@@ -70,7 +70,7 @@ def _draw_fit(axes, fit: Fit, d: list[float], values: list[float], color: str, n
     """The fitted curve, shifted so that it is the measure's own value at its first point."""
     x = np.linspace(0, max(d), 200)
     shift = values[0] - float(fit(d[0]))
-    label = f"{name}: d ({fit.alpha:.2f} - {fit.beta:.2f} {'d' if fit.form == 'best-of-n' else 'log d'})"
+    label = f"{name}: d ({fit.alpha:.2f} {-fit.beta:+.2f} {'d' if fit.form == 'best-of-n' else 'log d'})"
     axes.plot(x, fit(x) + shift, "--", color=color, linewidth=1, label=label)
     if fit.turnover is not None and 0 < fit.turnover <= max(d):
         axes.plot([fit.turnover], [fit.peak + shift], "v", color=color, markersize=6)

@@ -101,7 +101,7 @@ def rollout_checks(records: Sequence[Mapping], k: int) -> list[Check]:
         ),
         judged(
             f"pass@{k}", rates.get(k), (0.1, 1.0), (0.01, 1.0),
-            "groups hardly ever hold a right answer: nothing to reinforce; take easier tasks, or fine-tune first", "",
+            "groups hardly ever hold a right answer to reinforce: easier tasks, or fine-tune first", "",
         ),
         judged(
             "format rate", _share([r["formatted"] for r in records]), (0.5, 1.0), (0.05, 1.0),
@@ -117,7 +117,7 @@ def rollout_checks(records: Sequence[Mapping], k: int) -> list[Check]:
         ),
         judged(
             "groups without spread", no_spread(records), (0.0, 0.7), (0.0, 0.95),
-            "", "within most groups all rewards are the same, so most of the rollout is wasted: mix the difficulty",
+            "", "in most groups all rewards are the same, and the rollout is wasted: mix the difficulty",
         ),
     ]  # fmt: skip
 
@@ -130,7 +130,7 @@ def parity_check(certificate: Mapping[str, float], most: float = 1e-3) -> Check:
     tokens = certificate.get("tokens", 0)
     return judged(
         "sampler/trainer gap", certificate["max"] if tokens else None, (0.0, most), (0.0, 10 * most),
-        "", "trainer and sampler disagree on what was sampled: every update would be biased (cache, mask, positions?)",
+        "", "trainer and sampler disagree on what was sampled, which biases every update (cache, mask?)",
     )  # fmt: skip
 
 

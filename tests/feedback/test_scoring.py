@@ -1,7 +1,10 @@
 """A reward function's every fault becomes one clear error; values come out as finite floats or None."""
 
+import doctest
 import functools
+import io
 import math
+import re
 import threading
 import time
 from fractions import Fraction
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 
 from jaxlm.config import UserError
 from jaxlm.feedback.scoring import RewardError, each, name_of, part_metrics, scores, weighted_sum
+from tests.source import ROOT
 
 BATCH = (["p"] * 3, ["a", "bb", "ccc"], [{}] * 3)
 
@@ -183,3 +187,13 @@ def test_the_sum_is_linear(values, a, b):
             assert total is None
         else:
             assert total == pytest.approx((a * value if a else 0.0) + b)
+
+
+# ------------------------------------------------------------------------------------------------------------ guide
+def test_the_guides_examples_hold():
+    page = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    test = doctest.DocTestParser().get_doctest(blocks, {}, "docs/rewards.md", None, 0)
+    out = io.StringIO()
+    assert doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test, out=out.write).attempted > 10
+    assert not out.getvalue(), out.getvalue()
