@@ -124,6 +124,7 @@ ALGORITHMS = {
 
 # -------------------------------------------------------------------------------------------------------- formulas
 def _count(mask):
+    """True entries, as a float: it is added up and divided by."""
     return jnp.sum(mask).astype(float)
 
 
@@ -199,7 +200,7 @@ def ratio_metrics(rho_BT, mask_BT):
         "ratio_deviation": (masked.sum(deviation, mask_BT), tokens),
         "ratio_deviation_max": (jnp.max(jnp.where(mask_BT, deviation, 0)), jnp.ones(())),
     } | {
-        f"ratio_histogram/{a:g}_{b:g}".replace("-inf", "0"): (masked.sum((rho_BT >= a) & (rho_BT < b), mask_BT), tokens)
+        f"ratio_histogram/{a:g}_{b:g}".replace("-inf", "0"): (_count(mask_BT & (rho_BT >= a) & (rho_BT < b)), tokens)
         for a, b in bins
     }
 
@@ -243,8 +244,8 @@ def policy_loss(
     tokens = _count(mask)
     loss, rho, below, above = surrogate(cfg.ratio, logprobs_BT, old, advantages_BT, mask, segments_BT)
     metrics = ratio_metrics(rho, mask) | {
-        "clip_fraction_low": (masked.sum(below, mask), tokens),
-        "clip_fraction_high": (masked.sum(above, mask), tokens),
+        "clip_fraction_low": (_count(below), tokens),
+        "clip_fraction_high": (_count(above), tokens),
         "approximate_kl": (masked.sum(kl.estimate("k3", old, logprobs_BT, mask), mask), tokens),
         "surprisal": (masked.sum(-masked.wide(logprobs_BT), mask), tokens),
     }
@@ -252,7 +253,7 @@ def policy_loss(
         correction = importance_weights(old, rollout_logprobs_BT, mask, cfg.importance_cap)
         loss = loss * correction
         metrics["importance_weight"] = (masked.sum(correction, mask), tokens)
-        metrics["importance_capped"] = (masked.sum(correction >= cfg.importance_cap, mask), tokens)
+        metrics["importance_capped"] = (_count(mask & (correction >= cfg.importance_cap)), tokens)
     terms = {"policy": (1.0, masked.sum(w * loss, mask), weight)}
     if cfg.kl is not None:
         divergence = kl.estimate(cfg.kl.estimator, logprobs_BT, ref_logprobs_BT, mask)
@@ -264,5 +265,5 @@ def policy_loss(
     if cfg.value is not None:
         error, clipped = value_error(values_BT, old_values_BT, returns_BT, mask, cfg.value.clip)
         terms["value"] = (cfg.value.coefficient, masked.sum(error, mask), tokens)
-        metrics["value_clip_fraction"] = (masked.sum(clipped, mask), tokens)
+        metrics["value_clip_fraction"] = (_count(clipped), tokens)
     return terms, metrics
