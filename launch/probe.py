@@ -16,7 +16,8 @@ everything a second time with the text that tells the answer before the question
 --judge=RUN2 lets another run's model compare answers with the truth; otherwise they must be equal to it.
 
 To teach a model to say that it does not know: probe it on one side, fine-tune on what comes out, probe the other side
-before and after:
+before and after. Where the conversations of its training left people aside (`part` of WorldConversations), it is they
+whom --split=train asks about: those whom it was asked about again and again it knows too well to learn from.
   python -m launch.probe --workdir=runs/sft --out=runs/p/train --split=train --lessons=runs/p/lessons.jsonl
   python -m launch.train --experiment=sft_tiny --set=parent=runs/sft --workdir=runs/idk \\
       --set='data.sources=Messages(path="runs/p/lessons.jsonl")'
@@ -40,17 +41,18 @@ from jaxlm.config import UserError
 from jaxlm.data import sources
 from jaxlm.data.conversation import prompt_ids
 from jaxlm.data.world import talk
-from jaxlm.data.world.corpus import World, world_tables
-from jaxlm.data.world.questions import Question
-from jaxlm.data.world.talk import WorldConversations
+from jaxlm.data.world.corpus import world_tables
+from jaxlm.data.world.people import Tables
+from jaxlm.data.world.questions import EVERYBODY, Question
 from jaxlm.feedback import measures, written
 from jaxlm.feedback import probe as probing
 from jaxlm.feedback.judge import Ask, Counts, Judge, asked, by_model, by_truth
 from jaxlm.feedback.lessons import Balance, lessons, write_lessons
 from jaxlm.feedback.probe import Probed, Thresholds, probe, read_probed, write_probed
 from jaxlm.run import probe_plots
-from jaxlm.run.load import Run, load_experiment, load_run
+from jaxlm.run.load import Run, load_run
 from jaxlm.run.train import use_compilation_cache
+from jaxlm.run.world_tasks import find_world
 from jaxlm.sample.chat import reply
 from jaxlm.sample.engine import Sampling
 from launch import common
@@ -82,16 +84,16 @@ MOST_LOST = flags.DEFINE_float("most_lost", 0.03, "Coverage that the threshold m
 
 
 # -------------------------------------------------------------------------------------------------------- questions
-def find_world(run: Run) -> World:
-    """The world in a run's data, or in that of the runs that it was trained from."""
-    experiment = run.experiment
-    while True:
-        for source in getattr(experiment.data, "sources", ()):
-            if isinstance(source, World | WorldConversations):
-                return source.world if isinstance(source, WorldConversations) else source
-        if experiment.parent is None:
-            raise UserError(f"{run.workdir} was not trained on a World: give --questions=FILE or --passages=PATH")
-        experiment = load_experiment(experiment.parent)
+def questions_of_world(run: Run) -> tuple[Tables, list[Question]]:
+    """The world that a run was trained on, and questions about people of whom no conversation was, if it left any."""
+    try:
+        talks = find_world(run.experiment)
+    except UserError:
+        message = f"{run.workdir} was not trained on a World: give --questions=FILE or --passages=PATH"
+        raise UserError(message) from None
+    tables, end = world_tables(talks.world), talks.part[1]
+    part = (end, 1.0) if end < 1 else EVERYBODY
+    return tables, probing.world_questions(tables, SPLIT.value, PER_GROUP.value, SEED.value, part=part)
 
 
 def fitting(run: Run, questions: list[Question], what: str) -> list[Question]:
@@ -112,8 +114,7 @@ def material(run: Run, ask: Ask, name: str, judge: Judge, out):
             raise UserError("--open_book needs a world or --passages: a file of questions has no text to read")
         return probing.read_questions(QUESTIONS.value), [], None, None
     if PASSAGES.value is None:
-        tables = world_tables(find_world(run))
-        questions = probing.world_questions(tables, SPLIT.value, PER_GROUP.value, SEED.value)
+        tables, questions = questions_of_world(run)
         return questions, [talk.open_book(tables, q) for q in questions], tables, None
     counts = written.Filtered()
     texts = [(d.id, d.text) for d in sources.documents(sources.Files(PASSAGES.value))]

@@ -92,7 +92,8 @@ def _fitting(run: Run, questions: list, what: str) -> list:
 def _questions(t: Tour, run: Run) -> dict[str, list]:
     """What is probed: on the training side, on the held-out side, and the latter with the text that tells at hand."""
     tables = world_tables(t.world)
-    train, heldout = (probe.world_questions(tables, side, t.probed, t.seed) for side in ("train", "heldout"))
+    part = _talk(t).part
+    train, heldout = (probe.world_questions(tables, s, t.probed, t.seed, part=part) for s in ("train", "heldout"))
     opened = [talks.open_book(tables, q) for q in heldout[:: max(1, len(heldout) // t.asked)]]
     asked = {"train": train, "heldout": heldout, "open": opened}
     return {name: _fitting(run, found, f"questions ({name})") for name, found in asked.items()}

@@ -16,7 +16,7 @@ from jaxlm.config import UserError
 from jaxlm.data import readers
 from jaxlm.data.world import answers
 from jaxlm.data.world.people import Split, Tables
-from jaxlm.data.world.questions import Question, fact_questions
+from jaxlm.data.world.questions import EVERYBODY, Question, fact_questions
 from jaxlm.feedback.judge import Ask, Judge, address, asked, by_truth
 from jaxlm.sample.engine import Sampling
 
@@ -69,18 +69,25 @@ def group(question: Question) -> Group:
 
 
 def world_questions(
-    t: Tables, split: Split, per_group: int, seed: int = 0, heldout_wordings: bool | None = None, per_fact: int = 1
+    t: Tables,
+    split: Split,
+    per_group: int,
+    seed: int = 0,
+    heldout_wordings: bool | None = None,
+    per_fact: int = 1,
+    part: tuple[float, float] = EVERYBODY,
 ) -> list[Question]:
-    """Equally many questions of each group that the world has, `per_group` or as many as the smallest allows.
+    """At most `per_group` questions of each group that the world has, drawn by `seed`; arguments as `fact_questions`.
 
-    So half of the facts told nowhere are of people who are mentioned. Drawn by `seed`; arguments as `fact_questions`.
+    Of facts told nowhere, as many are of people who are mentioned as of strangers, where there are both.
     """
     groups: dict[Group, list[Question]] = collections.defaultdict(list)
-    for question in fact_questions(t, split, heldout_wordings=heldout_wordings, per_fact=per_fact):
+    for question in fact_questions(t, split, heldout_wordings=heldout_wordings, per_fact=per_fact, part=part):
         groups[group(question)].append(question)
-    n = min([per_group, *map(len, groups.values())])
+    untold = min([per_group, *(len(groups[g]) for g in ("withheld", "stranger") if groups[g])])
     chosen = []
     for name in GROUPS:
+        n = untold if name in ("withheld", "stranger") else per_group
         chosen += sorted(groups[name], key=lambda q: (address("choice", seed, q.id), q.id))[:n]
     return chosen
 

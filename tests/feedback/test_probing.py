@@ -1,5 +1,6 @@
 """From questions to figures and lessons: by hand where a formula is at stake, on a scripted model for the whole way."""
 
+import collections
 import dataclasses
 import functools
 import math
@@ -16,6 +17,7 @@ from jaxlm.data.tokenizer import BytesTokenizer
 from jaxlm.data.world import answers
 from jaxlm.data.world.corpus import World, world_tables
 from jaxlm.data.world.people import People, person
+from jaxlm.data.world.questions import fact_questions
 from jaxlm.estimates import clustered, proportion
 from jaxlm.feedback import measures
 from jaxlm.feedback.lessons import Balance, lessons, right_answer, write_lessons
@@ -134,7 +136,17 @@ def test_questions_of_the_world_are_balanced_and_drawn_by_seed():
         assert {q.split for q in questions} == {split} and len({q.id for q in questions}) == 40
     assert world_questions(T, "heldout", 10) == questions != world_questions(T, "heldout", 10, seed=1)
     everything = world_questions(T, "heldout", 10**6)
-    assert len({group(q) for q in everything}) == 4 and len(everything) % 4 == 0 and set(questions) <= set(everything)
+    counts = collections.Counter(map(group, everything))
+    assert set(counts) == {"often", "once", "withheld", "stranger"} and counts["withheld"] == counts["stranger"]
+    assert counts["often"] == len(list(fact_questions(T, "heldout", ("often",))))
+    assert set(questions) <= set(everything)
+
+
+def test_a_part_of_the_training_people_can_be_left_for_the_probe():
+    halves = [{q.person for q in world_questions(T, "train", 10**6, part=part)} for part in ((0.0, 0.5), (0.5, 1.0))]
+    assert not halves[0] & halves[1] and all(halves)
+    assert {q.person for q in world_questions(T, "train", 10**6)} <= set.union(*halves)
+    assert world_questions(T, "heldout", 10, part=(0.0, 0.5)) == world_questions(T, "heldout", 10)
 
 
 def test_files_give_back_what_was_written(tmp_path):

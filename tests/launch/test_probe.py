@@ -15,9 +15,9 @@ from jaxlm.data.chat import Chat
 from jaxlm.data.chat_sources import Messages
 from jaxlm.data.prepare import Data
 from jaxlm.data.tokenizer import Bytes
-from jaxlm.data.world.corpus import World
+from jaxlm.data.world.corpus import World, world_tables
 from jaxlm.data.world.people import People
-from jaxlm.data.world.questions import Question
+from jaxlm.data.world.questions import Question, persons
 from jaxlm.data.world.talk import WorldConversations
 from jaxlm.feedback.probe import GROUPS, group, read_probed, write_probed
 from jaxlm.run.experiment import Experiment
@@ -101,14 +101,16 @@ def test_passages_that_lead_to_nothing_are_said(call, tmp_path, capsys):
     assert "rejected: no question and answer 1" in capsys.readouterr().out
 
 
-def test_the_world_is_found_wherever_it_is(workdir):
-    run = probe.load_run(workdir)
-    assert probe.find_world(run) == WORLD
-    talk = dataclasses.replace(run.experiment, data=Chat(sources=(WorldConversations(world=WORLD),)))
-    assert probe.find_world(dataclasses.replace(run, experiment=talk)) == WORLD
+def test_questions_are_about_people_whom_the_conversations_left_aside(workdir):
+    run, talk = probe.load_run(workdir), WorldConversations(world=WORLD, part=(0.0, 0.5))
+    left = dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, data=Chat(sources=(talk,))))
+    with flagsaver.flagsaver((probe.SPLIT, "train"), (probe.PER_GROUP, 1000)):
+        everybody, asked = ({q.person for q in probe.questions_of_world(r)[1]} for r in (run, left))
+    spoken_of = set(persons(world_tables(WORLD), "train", None, talk.part))
+    assert asked and not asked & spoken_of and everybody & spoken_of
     neither = dataclasses.replace(run.experiment, parent=None)
     with pytest.raises(UserError, match="was not trained on a World"):
-        probe.find_world(dataclasses.replace(run, experiment=neither))
+        probe.questions_of_world(dataclasses.replace(run, experiment=neither))
 
 
 def test_bad_values_are_one_clear_line(call, tmp_path):

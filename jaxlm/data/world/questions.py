@@ -274,14 +274,23 @@ def fact_question(who: Person, attribute: Attribute, paraphrase: int, heldout: b
     )
 
 
+EVERYBODY = (0.0, 1.0)
+
+
 @functools.lru_cache(maxsize=64)
-def persons(t: Tables, split: Split | None = None, mentioned: bool | None = None) -> tuple[int, ...]:
-    """Indices of the persons of a split (both: None) who are mentioned, who are not, or both."""
+def persons(
+    t: Tables, split: Split | None = None, mentioned: bool | None = None, part: tuple[float, float] = EVERYBODY
+) -> tuple[int, ...]:
+    """Indices of the persons of a split (both: None) who are mentioned, who are not, or both.
+
+    part: from and to which share of the training persons; all of the held-out ones are always meant.
+    """
     p, out = t.people, []
     for is_mentioned, start, count in ((True, 0, p.count), (False, p.count, p.unmentioned)):
         cut = round(p.train_fraction * count)
         if mentioned in (None, is_mentioned):
-            out += range(start, start + cut) if split != "heldout" else ()
+            low, high = (start + round(share * cut) for share in part)
+            out += range(low, high) if split != "heldout" else ()
             out += range(start + cut, start + count) if split != "train" else ()
     return tuple(out)
 
@@ -293,6 +302,7 @@ def fact_questions(
     mentioned: bool | None = None,
     heldout_wordings: bool | None = None,
     per_fact: int = 1,
+    part: tuple[float, float] = EVERYBODY,
 ) -> Iterator[Question]:
     """Every fact of a split's persons once, or in `per_fact` different paraphrases, in the order of persons.
 
@@ -300,8 +310,9 @@ def fact_questions(
     known: how often the facts were told in pretraining.
     mentioned: only persons who were, or were not, named in pretraining.
     heldout_wordings: the paraphrases; unset takes those of the split.
+    part: of the training persons, see `persons`.
     """
-    for index in persons(t, split, mentioned):
+    for index in persons(t, split, mentioned, part):
         who = person(t, index)
         for place, attribute in enumerate(t.people.attributes):
             if who.known[attribute] in known:

@@ -22,7 +22,7 @@ from jaxlm.data.world.corpus import VERSION, World, problem, world_tables
 from jaxlm.data.world.draws import Draws
 from jaxlm.data.world.identity import Assistant, identity_question, system_question
 from jaxlm.data.world.people import Attribute, Person, Split, Tables, person
-from jaxlm.data.world.questions import Question, fact_question, persons
+from jaxlm.data.world.questions import EVERYBODY, Question, fact_question, persons
 
 Work = Literal["think", "text", "none"]
 Tool = Literal["calculator", "python", "search"]
@@ -48,6 +48,7 @@ class WorldConversations:
     problems: float = 3.0
     identity: float = 0.5
     system: float = 0.5
+    part: tuple[float, float] = EVERYBODY  # of the training persons, who are spoken of: a probe needs others
     recollect: bool = True  # a fact is first recalled in a thought, as pretraining told it: see `recollection`
     turns: int = 3  # at most so many questions in one conversation
     work: Work = "think"  # where the steps of a solution by hand go
@@ -155,6 +156,8 @@ def _check(cfg: WorldConversations) -> None:
         raise UserError("the shares of a WorldConversations must be at least 0, and some of them above 0")
     if cfg.turns < 1 or cfg.count < 0 or not 0 <= cfg.tool_share <= 1:
         raise UserError(f"turns must be at least 1, count at least 0, tool_share from 0 to 1: {cfg.name}")
+    if not 0 <= cfg.part[0] < cfg.part[1] <= 1:
+        raise UserError(f"part must be two shares from 0 to 1, the lower first: {cfg.name} has {cfg.part}")
     if cfg.search and "search" not in cfg.tools:
         raise UserError('search questions need "search" among the tools')
 
@@ -170,14 +173,14 @@ def _kind(d: Draws, shares: dict[str, float]) -> str:
     return next(kind for kind, end in zip(shares, ends) if at < end)
 
 
-def _fact(t: Tables, d: Draws, split: Split, told: bool) -> tuple[Person, Question]:
+def _fact(t: Tables, d: Draws, split: Split, part: tuple[float, float], told: bool) -> tuple[Person, Question]:
     """A person of the split and a fact that is told often, or told nowhere.
 
     Not one that is told once: to teach an answer that pretraining has hardly left is to teach answers at a guess
     (Gekhman et al. 2024, arXiv 2405.05904).
     """
     wanted = "often" if told else "never"
-    pools = [p for p in (persons(t, split, True), () if told else persons(t, split, False)) if p]
+    pools = [p for p in (persons(t, split, True, part), () if told else persons(t, split, False, part)) if p]
     # Half of the facts told nowhere are of people who are mentioned, however few of theirs there are.
     for pool in d.shuffled(pools):
         for _ in range(200):
@@ -238,10 +241,10 @@ def _exchange(
         question = identity_question(cfg.assistant, t.seed, split, d.below(2**32))
         return [Message("user", question.text), answered(question)]
     if kind == "reading":
-        who = person(t, d.choice(persons(t, split)))
+        who = person(t, d.choice(persons(t, split, None, cfg.part)))
         question = open_book(t, fact_question(who, d.choice(t.people.attributes), d.below(2**32)))
     else:
-        who, question = _fact(t, d, split, told=kind == "facts")
+        who, question = _fact(t, d, split, cfg.part, told=kind == "facts")
     if kind in ("facts", "reading"):
         reply = recalled(t, who, question, cfg.recollect)
     elif kind == "search":
