@@ -194,6 +194,15 @@ def test_gold_falling_is_seen_and_stopping_keeps_the_peak(proxy):
         assert HACKED[step // 10] >= 0.9
 
 
+def test_since_is_the_peak():
+    alarm = al.gold_falls(records(proxy=X / 60, gold=HACKED))
+    assert alarm.since == 300 and alarm.amount == pytest.approx(HACKED[29:32].mean() - gold_mean(alarm.seen))
+
+
+def gold_mean(step):
+    return HACKED[step // 10 - 2 : step // 10 + 1].mean()
+
+
 def test_what_is_no_over_optimization_is_silent():
     learned = records(proxy=X / 60, gold=1 - np.exp(-X / 10))
     broken = records(proxy=1 - X / 60, gold=1 - X / 60)
