@@ -324,6 +324,12 @@ def as_records(preference: Preference, source: str) -> list[Record]:
     return [prompt, *responses, Ranking(record_id(prompt), tuple(ids), tuple(tiers), preference.annotator, time="")]
 
 
+def is_hh(path) -> bool:
+    """Whether the first line of a JSONL file is a pair as HH has them."""
+    _, first = next(readers.records(storage.path(path)), ("", None))
+    return isinstance(first, dict) and {"chosen", "rejected"} <= first.keys()
+
+
 def load(
     path, annotators: Sequence[str] | None = None, criterion: str | None = None, counts: Kept | None = None
 ) -> list[Preference]:
@@ -336,10 +342,8 @@ def load(
         raise UserError(f"no such file: {path}")
     with file.open("rb") as f:
         is_store = f.read(16) == b"SQLite format 3\0"
-    if not is_store:
-        _, first = next(readers.records(file), ("", None))
-        if isinstance(first, dict) and {"chosen", "rejected"} <= first.keys():
-            return read_hh(path, counts)
+    if not is_store and is_hh(path):
+        return read_hh(path, counts)
     with Store(path if is_store else ":memory:", create=not is_store) as store:
         if not is_store:
             store.import_jsonl(path)

@@ -56,7 +56,7 @@ def test_the_fit_is_the_maximum_that_scipy_finds():
     far = np.array([[0, 1e6, 1e6], [1, 0, 5], [1e-3, 1e6, 0]])
     (t,) = fit(far[None], 0.1)  # lopsided: no step overshoots for good
     expected = (far - (far + far.T) / (1 + np.exp(t[None] - t[:, None]))).sum(1)
-    assert np.isfinite(t).all() and np.abs(expected + 0.1 * (0.5 - 1 / (1 + np.exp(-t)))).max() < 5.0
+    assert np.isfinite(t).all() and np.abs(expected + 0.1 * (0.5 - 1 / (1 + np.exp(-t)))).max() < 0.1
 
 
 def test_known_strengths_are_found_and_the_order_of_games_does_not_matter():
@@ -203,11 +203,9 @@ def test_agreement_of_rankings_and_ratings(store):
     assert pair["agreement"]["n"] == 100 and pair["agreement"]["stderr"] == pytest.approx(0.25 / math.sqrt(10))
     tau = stats.kendalltau([2, 3, 1, 1, 0], [0, 3, 1, 1, 2]).statistic
     assert pair["tau_b"]["value"] == pytest.approx((1 + tau) / 2) and pair["tau_b_undefined"] == 0
-    assert (
-        found["all"] == pair | {"alpha": found["all"]["alpha"]} - {"annotators"}
-        if False
-        else found["all"]["prompts"] == 10
-    )
+    assert {k: v for k, v in found["all"].items() if k != "alpha"} == {
+        k: v for k, v in pair.items() if k != "annotators"
+    }
     assert 0 < found["all"]["alpha"]["value"] < 1
     rated = of_ratings(store)
     assert list(rated) == ["helpful 1..7"] and rated["helpful 1..7"]["responses"] == 50
@@ -220,10 +218,9 @@ def test_agreement_of_rankings_and_ratings(store):
 
 
 def test_only_what_both_have_ranked_is_compared(store):
-    for pid, prompt in list(store.prompts().items())[:3]:
+    for pid in list(store.prompts())[:3]:
         rs = list(store.responses(pid))
         store.add(Ranking(pid, tuple(rs[:2]), ((rs[0],), (rs[1],)), "carl"))
-        assert prompt
     found = of_rankings(store, ["ada", "carl"])
     assert found["all"]["prompts"] == 3 and found["all"]["agreement"]["n"] == 3
     assert found["all"]["agreement"]["value"] == 1 == found["all"]["tau_b"]["value"]
