@@ -90,7 +90,8 @@ def collect(
         todo: list[tuple[Prompt, str, int]] = []
         for prompt in prompts[first : first + at_once]:
             id = record_id(prompt)
-            have = [r.sampling for r in store.responses(id).values() if r.policy == policy]
+            # By its hash: the same checkpoint may be named by another path.
+            have = [r.sampling for r in store.responses(id).values() if r.policy and r.policy.hash == policy.hash]
             ids = [(address("collect", id) + j) % 2**31 for j in range(k)]
             missing = [i for i in ids if settings | {"sample_id": i} not in have]
             known += k - len(missing)

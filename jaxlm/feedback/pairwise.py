@@ -259,8 +259,9 @@ def annotate(
         (r.prompt, frozenset((*r.shown, *r.details.get("left_out", ()))))
         for _, r in store.records(Ranking, annotator=annotator)
     }
+    wanted = None if prompts is None else set(prompts)
     for id, prompt in store.prompts().items():
-        if prompts is not None and id not in prompts:
+        if wanted is not None and id not in wanted:
             continue
         responses = {i: r for i, r in store.responses(id).items() if chosen(r)}
         if len(responses) < 2:
