@@ -163,8 +163,15 @@ def _check(cfg: WorldConversations) -> None:
 
 
 def _shares(cfg: WorldConversations) -> dict[str, float]:
-    kinds = ("facts", "unknown", "search", "reading", "problems", "identity", "system")
-    return {k: getattr(cfg, k) for k in kinds}
+    return {
+        "facts": cfg.facts,
+        "unknown": cfg.unknown,
+        "search": cfg.search,
+        "reading": cfg.reading,
+        "problems": cfg.problems,
+        "identity": cfg.identity,
+        "system": cfg.system,
+    }
 
 
 def _kind(d: Draws, shares: dict[str, float]) -> str:
