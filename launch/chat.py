@@ -24,12 +24,11 @@ examples:
 Exit codes: 0 done; 2 bad input, also when a line of input that does not come from a terminal could not be answered.
 """
 
-import contextlib
 import dataclasses
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from absl import flags
 
@@ -194,29 +193,9 @@ def command(s: Session, line: str) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------------------ the loop
-def lines(interactive: bool) -> Iterator[str]:
-    """What is typed, or the lines of standard input."""
-    if not interactive:
-        try:
-            yield from sys.stdin
-        except UnicodeDecodeError as e:
-            raise UserError(f"standard input is not valid UTF-8: {e.object[e.start]:#04x}") from None
-        return
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  input() then knows the arrow keys
-    while True:
-        try:
-            yield input("> ")
-        except EOFError:
-            print()
-            return
-        except KeyboardInterrupt:
-            print("\n(/exit or Ctrl-D ends)")
-
-
 def talk(s: Session, interactive: bool) -> int:
     failed = False
-    for line in lines(interactive):
+    for line in common.typed(interactive, "(/exit or Ctrl-D ends)"):
         line = line.rstrip("\n")
         if not line.strip():
             continue

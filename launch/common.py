@@ -1,9 +1,10 @@
 """What every launch program shares: flags, one-line errors, exit codes."""
 
+import contextlib
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from absl import app, flags, logging
 
@@ -53,6 +54,29 @@ def run(main) -> None:
 def fail(message: str) -> None:
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(exits.EXIT_BAD_INPUT)
+
+
+def typed(interactive: bool, on_interrupt: str | None = None) -> Iterator[str]:
+    """What is typed after a prompt, or the lines of standard input. Ctrl-C ends it, or shows `on_interrupt`."""
+    if not interactive:
+        try:
+            yield from sys.stdin
+        except UnicodeDecodeError as e:
+            raise UserError(f"standard input is not valid UTF-8: {e.object[e.start]:#04x}") from None
+        return
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  input() then knows the arrow keys
+    while True:
+        try:
+            yield input("> ")
+        except KeyboardInterrupt:
+            print()
+            if on_interrupt is None:
+                return
+            print(on_interrupt)
+        except EOFError:
+            print()
+            return
 
 
 def tools(names: Sequence[str], index: str | os.PathLike | None, scratch: str | os.PathLike) -> dict[str, Tool]:

@@ -29,11 +29,10 @@ as Anthropic's HH has them. --written writes better answers and demonstrations a
 Exit codes: 0 done; 2 bad input.
 """
 
-import contextlib
 import dataclasses
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from absl import flags
 
@@ -192,27 +191,9 @@ def obey(desk: Desk, line: str, more: Callable[[], str]) -> bool:
 
 
 # ----------------------------------------------------------------------------------------------------------- the loop
-def lines(interactive: bool) -> Iterator[str]:
-    """What is typed, or the lines of standard input."""
-    if not interactive:
-        try:
-            yield from sys.stdin
-        except UnicodeDecodeError as e:
-            raise UserError(f"standard input is not valid UTF-8: {e.object[e.start]:#04x}") from None
-        return
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  input() then knows the arrow keys
-    while True:
-        try:
-            yield input("> ")
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return
-
-
 def work(desk: Desk, interactive: bool) -> None:
     desk.look()
-    given = lines(interactive)
+    given = common.typed(interactive)
 
     def more() -> str:
         if interactive:
