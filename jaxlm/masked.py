@@ -1,7 +1,7 @@
 """Reductions under a mask. Masked entries never matter, not even when they are NaN or infinite.
 
-Legend: B rows, T positions, S segments. Segments count from 1 within a row, 0 is padding; column s - 1 of a [B, S]
-array belongs to segment s. A row that holds one sequence is the case of segments in {0, 1}.
+Legend: B rows, T positions, S segments. Segments are contiguous, counted from 1 within a row, and 0 is padding; column
+s - 1 of a [B, S] array belongs to segment s. A row that holds one sequence is the case of segments in {0, 1}.
 """
 
 import jax
@@ -43,14 +43,16 @@ def last_true(mask):
     return jnp.max(jnp.where(mask, index, 0), axis=-1)
 
 
-def _by_segment(reduce, x_BT, segments_BT, count: int):
-    out = jax.vmap(lambda x, s: reduce(x, s, count + 1))(x_BT, segments_BT)
-    return out[:, 1:]
-
-
 def segment_sum(x_BT, mask_BT, segments_BT, count: int):
     """Sums over the true entries of each segment, [B, count]; segments above `count` are left out."""
-    return _by_segment(jax.ops.segment_sum, jnp.where(mask_BT, x_BT, 0), segments_BT, count)
+    # A compare and a sum, not a scatter: the same bits each time on every kind of device.
+    own = segments_BT[..., None] == jnp.arange(1, count + 1, dtype=segments_BT.dtype)[None, None]
+    return sum(x_BT[..., None], own & mask_BT[..., None], axis=1)
+
+
+def at_last(x_BT, mask_BT, segments_BT, count: int):
+    """[B, count]: x at the last true entry of each segment, such as a score at the last real token; 0 without one."""
+    return segment_sum(x_BT, last_of_segments(mask_BT, segments_BT), segments_BT, count)
 
 
 def spread(x_BS, segments_BT):
@@ -61,22 +63,36 @@ def spread(x_BS, segments_BT):
 
 def over_segment(x_BT, mask_BT, segments_BT):
     """[B, T]: to every position the sum over the true entries of its own segment, 0 at padding."""
-    return spread(segment_sum(x_BT, mask_BT, segments_BT, x_BT.shape[1]), segments_BT)
+
+    def join(before, after):
+        return before[0] | after[0], after[1] + jnp.where(after[0], 0, before[1])
+
+    change = jnp.pad(segments_BT[:, 1:] != segments_BT[:, :-1], ((0, 0), (1, 1)), constant_values=True)
+    begins, ends = change[:, :-1], change[:, 1:]
+    x = jnp.where(mask_BT & (segments_BT > 0), x_BT, 0)
+    _, so_far = jax.lax.associative_scan(join, (begins, x), axis=1)
+    _, total = jax.lax.associative_scan(join, (ends, jnp.where(ends, so_far, 0)), reverse=True, axis=1)
+    return total
 
 
-def first_of_segments(mask_BT, segments_BT):
-    """Bool [B, T]: true at the first true entry of each segment."""
+def next_true(mask_BT, segments_BT):
+    """(int32, bool), both [B, T]: where the next true entry after t is, and whether it is of the same segment.
+
+    Where there is none in the row, the index is the last one and the answer false.
+    """
     T = mask_BT.shape[1]
     index = jax.lax.broadcasted_iota(jnp.int32, mask_BT.shape, 1)
-    first = _by_segment(jax.ops.segment_min, jnp.where(mask_BT, index, T), segments_BT, T)
-    return mask_BT & (segments_BT > 0) & (index == spread(first, segments_BT))
+    following = jax.lax.cummin(jnp.where(mask_BT, index, T), axis=1, reverse=True)
+    following = jnp.pad(following[:, 1:], ((0, 0), (0, 1)), constant_values=T)
+    at = jnp.minimum(following, T - 1)
+    return at, (following < T) & (jnp.take_along_axis(segments_BT, at, axis=1) == segments_BT)
 
 
 def last_of_segments(mask_BT, segments_BT):
     """Bool [B, T]: true at the last true entry of each segment."""
-    return first_of_segments(mask_BT[:, ::-1], segments_BT[:, ::-1])[:, ::-1]
+    return mask_BT & (segments_BT > 0) & ~next_true(mask_BT, segments_BT)[1]
 
 
-def at_last(x_BT, mask_BT, segments_BT, count: int):
-    """[B, count]: x at the last true entry of each segment, such as a score at the last real token; 0 without one."""
-    return segment_sum(x_BT, last_of_segments(mask_BT, segments_BT), segments_BT, count)
+def up_to_first(mask_BT, segments_BT):
+    """Bool [B, T]: true up to and with the first true entry of a position's segment, or all through one without."""
+    return ~next_true(mask_BT[:, ::-1], segments_BT[:, ::-1])[1][:, ::-1]

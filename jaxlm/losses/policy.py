@@ -137,7 +137,7 @@ def token_weights(aggregation: Aggregation, mask_BT, segments_BT):
         return mask_BT.astype(float), _count(mask_BT)
     sequences = _count(masked.last_of_segments(mask_BT, segments_BT))
     if isinstance(aggregation, SequenceMean):
-        length = masked.over_segment(mask_BT, mask_BT, segments_BT)
+        length = masked.over_segment(mask_BT.astype(jnp.int32), mask_BT, segments_BT)
     else:
         length = aggregation.length if isinstance(aggregation, FixedLength) else 1
     return mask_BT / jnp.maximum(length, 1).astype(float), sequences
@@ -160,7 +160,7 @@ def surrogate(ratio: Ratio, logprobs_BT, old_logprobs_BT, advantages_BT, mask_BT
     advantages = jnp.where(mask_BT, masked.wide(advantages_BT), 0)
     log_rho = kl.log_ratio(logprobs, old_logprobs_BT, mask_BT)
     if isinstance(ratio, SequenceRatio):
-        length = masked.over_segment(mask_BT, mask_BT, segments_BT)
+        length = masked.over_segment(mask_BT.astype(jnp.int32), mask_BT, segments_BT)
         log_rho = jnp.where(mask_BT, masked.over_segment(log_rho, mask_BT, segments_BT) / jnp.maximum(length, 1), 0)
     rho = jnp.exp(log_rho)
     if isinstance(ratio, ScoreFunction):

@@ -57,13 +57,7 @@ def gae(rewards_BT, values_BT, mask_BT, segments_BT, gamma, lam):
     Rewards and values outside the mask never matter.
     """
     rewards, values = (jnp.where(mask_BT, masked.wide(x), 0) for x in (rewards_BT, values_BT))
-    T = mask_BT.shape[1]
-    index = jax.lax.broadcasted_iota(jnp.int32, mask_BT.shape, 1)
-    # Position of the next sampled token, T where there is none; then of its value, if it is of the same segment.
-    following = jax.lax.cummin(jnp.where(mask_BT, index, T), axis=1, reverse=True)
-    following = jnp.pad(following[:, 1:], ((0, 0), (0, 1)), constant_values=T)
-    at = jnp.minimum(following, T - 1)
-    goes_on = (following < T) & (jnp.take_along_axis(segments_BT, at, axis=1) == segments_BT)
+    at, goes_on = masked.next_true(mask_BT, segments_BT)
     bootstrap = jnp.where(goes_on, jnp.take_along_axis(values, at, axis=1), 0)
     delta = jnp.where(mask_BT, rewards + gamma * bootstrap - values, 0)
     # A[t] = delta[t] + decay[t] * A[t+1]; a token that was not sampled hands on what it was given.

@@ -36,16 +36,15 @@ def until_stop(tokens_BT, mask_BT, segments_BT, stops: tuple[int, ...]):
 
     A stop token in the prompt does not count, being outside the mask. For single-turn responses.
     """
-    hit = masked.first_of_segments(mask_BT & jnp.isin(tokens_BT, jnp.asarray(stops)), segments_BT)
-    index = jnp.broadcast_to(jnp.arange(mask_BT.shape[1])[None], mask_BT.shape)
-    stopped = masked.over_segment(hit, hit, segments_BT) > 0
-    return mask_BT & (~stopped | (index <= masked.over_segment(index, hit, segments_BT)))
+    stop = jnp.isin(tokens_BT, jnp.asarray(stops))
+    return mask_BT & masked.up_to_first(mask_BT & stop, segments_BT)
 
 
 def ended(tokens_BT, mask_BT, segments_BT, stops: tuple[int, ...]):
     """Bool [B, T], the same for a whole segment: the last token under the mask (of the response) is a stop token."""
     last = masked.last_of_segments(mask_BT, segments_BT)
-    return masked.over_segment(jnp.isin(tokens_BT, jnp.asarray(stops)), last, segments_BT) > 0
+    stop = jnp.isin(tokens_BT, jnp.asarray(stops)).astype(jnp.int32)
+    return masked.over_segment(stop, last, segments_BT) > 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -80,7 +80,7 @@ def test_settings_are_traced():
     live, batch = arrays(scale=1.0)
     traced = jax.jit(lambda hyper: total(config.replace_leaves(cfg, hyper), live, batch)[0])
     first = traced(floats)
-    np.testing.assert_allclose(first, total(cfg, live, batch)[0], rtol=1e-5)
+    np.testing.assert_allclose(first, outcome(cfg, live, batch)[0][0], rtol=1e-5)
     for path in floats:
         assert float(traced(floats | {path: 0.5 * floats[path]})) != float(first), path
     assert traced._cache_size() == 1

@@ -93,13 +93,20 @@ def mean_is_over_true_entries():
 @oracle
 def last_token_is_the_last_real_one():
     segments, mask = ids(1, 1, 1, 2, 2, 0), true(0, 1, 0, 1, 1, 0)
-    x = row(NAN, 7, NAN, 3, 5, NAN)
-    near(masked.at_last(x, mask, segments, WIDTH), out(7, 5))
-    near(masked.last_of_segments(mask, segments), true(0, 1, 0, 0, 1, 0))
-    near(masked.first_of_segments(mask, segments), true(0, 1, 0, 1, 0, 0))
+    x = row(2, 7, NAN, 3, 5, NAN)
+    of_mask = (masked.next_true, masked.last_of_segments, masked.up_to_first)
+    (at, same), last, first = now(lambda *a: [f(*a) for f in of_mask], mask, segments)
+    near(at, ids(1, 3, 3, 4, *[WIDTH - 1] * 8))
+    near(same, true(1, 0, 0, 1))
+    near(last, true(0, 1, 0, 0, 1, 0))
+    near(first, true(1, 1, 0, 1, 0, *[1] * 7))
     near([masked.last_true(m)[0] for m in (true(1, 0, 1, 0), true(*[1] * WIDTH), true())], [2, WIDTH - 1, 0])
-    near(masked.segment_sum(x, mask, segments, WIDTH), out(7, 8))
-    near(masked.over_segment(x, mask, segments), out(7, 7, 7, 8, 8, 0))
+    of_segments = (masked.at_last, masked.segment_sum)
+    score, total = now(lambda *a: [f(*a, WIDTH) for f in of_segments], x, mask, segments)
+    near(score, out(7, 5))
+    near(total, out(7, 8))
+    near(now(masked.over_segment, x, mask, segments), out(7, 7, 7, 8, 8, 0))
+    near(masked.spread(out(7, 8, NAN), segments), out(7, 7, 7, 8, 8, 0))
 
 
 # --------------------------------------------------------------------------------------------------------------- KL
@@ -173,10 +180,15 @@ def stop_tokens():
     tokens = ids(EOS, 3, 4, 5, EOS, 6, EOS, EOS, 3, 4, 4, 0)
     segments = ids(1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 0)
     response = true(0, 0, 1, 1, 1, 1, 1, 0, 0, 1, 1, 0)
-    kept = rewards.until_stop(tokens, response, segments, (EOS, 11))
+
+    def outcome(tokens, response, segments):
+        kept = rewards.until_stop(tokens, response, segments, (EOS, 11))
+        return kept, *(rewards.ended(tokens, kept, segments, stops) for stops in ((EOS, 11), (4, 11)))
+
+    kept, by_eos, by_4 = now(outcome, tokens, response, segments)
     near(kept, true(0, 0, 1, 1, 1, 0, 0, 0, 0, 1, 1, 0))
-    near(rewards.ended(tokens, kept, segments, (EOS, 11)), true(1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0))
-    near(rewards.ended(tokens, kept, segments, (4, 11)), true(0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 0))
+    near(by_eos, true(1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0))
+    near(by_4, true(0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 0))
 
 
 @oracle
@@ -442,9 +454,8 @@ def policy_terms():
         entropy=0.01,
         importance_cap=2.0,
     )
-    terms, metrics = policy.policy_loss(
-        cfg,
-        row(NAN, np.log(1.5), 0, np.log(0.5), NAN),
+    batch = dict(
+        logprobs_BT=row(NAN, np.log(1.5), 0, np.log(0.5), NAN),
         mask_BT=true(0, 1, 1, 1, 0),
         segments_BT=ids(1, 1, 1, 2, 0),
         advantages_BT=row(NAN, 1, -2, 1, NAN),
@@ -456,6 +467,7 @@ def policy_terms():
         old_values_BT=row(NAN, 0, 0, 0, NAN),
         returns_BT=row(NAN, 1, 0, 1, NAN),
     )
+    terms, metrics = now(lambda batch: policy.policy_loss(cfg, **batch), batch)
     want = {
         "policy": (1.0, (-1.2 * 2 + 2) / 2 - 0.5, 2.0),
         "kl": (0.03, (np.log(1.5) - 1 - 2) / 2 + np.log(0.5) - 3, 2.0),
