@@ -38,15 +38,19 @@ class TrainState:
         return branches(self.params, self.trainable)
 
 
+def begin(params, axes, optimizer, precision, trainable: tuple[str, ...] = WHOLE) -> TrainState:
+    """These parameters, whose logical axes are `axes`, with an empty optimizer state for the trainable branches."""
+    tx = optimizers.build(optimizer, branches(axes, trainable), 0, 1, jnp.dtype(precision.moments))
+    opt_state = tx.init(branches(params, trainable))
+    # Two zeros, not one twice: a donated buffer may appear only once.
+    return TrainState(params, opt_state, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), trainable)
+
+
 def create(model, optimizer, seed: int, lora: LoRA | None = None) -> TrainState:
     """Parameters from the seed's INIT stream and an empty optimizer state; with `lora`, its adapters alone train."""
     params = adapters.init(model, lora, rng.stream_key(jax.random.key(seed), rng.INIT))
     trainable = WHOLE if lora is None else ("adapters",)
-    axes = branches(adapters.specs(model, lora), trainable)
-    tx = optimizers.build(optimizer, axes, 0, 1, jnp.dtype(model.precision.moments))
-    opt_state = tx.init(branches(params, trainable))
-    # Two zeros, not one twice: a donated buffer may appear only once.
-    return TrainState(params, opt_state, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), trainable)
+    return begin(params, adapters.specs(model, lora), optimizer, model.precision, trainable)
 
 
 def _is_masked(x) -> bool:
@@ -57,7 +61,12 @@ def _is_masked(x) -> bool:
 def abstract(model, optimizer, mesh: Mesh, lora: LoRA | None = None) -> TrainState:
     """Shapes, dtypes and shardings of the state, without making it."""
     state = jax.eval_shape(lambda: create(model, optimizer, 0, lora))
-    whole, axes = sharding.replicated(mesh), adapters.specs(model, lora)
+    return spread(state, adapters.specs(model, lora), optimizer, mesh)
+
+
+def spread(state: TrainState, axes, optimizer, mesh: Mesh) -> TrainState:
+    """The shapes of a state with the shardings that the logical axes of its parameters give them and their moments."""
+    whole = sharding.replicated(mesh)
     params = sharding.tree_shardings(mesh, axes, state.params)
     tx = optimizers.build(optimizer, branches(axes, state.trainable), 0, 1)
 
