@@ -13,8 +13,18 @@ from jaxlm.nn.definition import ModelConfig
 from jaxlm.nn.transformer import unembed
 
 
-def token_logprobs(cfg: ModelConfig, params, hidden_BTD, targets_BT, chunk: int | None = None, temperature_BT=None):
+def token_logprobs(
+    cfg: ModelConfig,
+    params,
+    hidden_BTD,
+    targets_BT,
+    chunk: int | None = None,
+    temperature_BT=None,
+    entropy: bool = False,
+):
     """(log-probability of each target, log of the softmax's denominator), both [B, T], in float32 or wider.
+
+    `entropy`: also the entropy of each distribution, in nats, as a third.
 
     `chunk` positions of every row are scored at a time and scored again in the backward pass, so at most B * chunk * V
     logits exist; unset, all at once. `chunk` need not divide T, and changes neither values nor gradients.
@@ -29,7 +39,10 @@ def token_logprobs(cfg: ModelConfig, params, hidden_BTD, targets_BT, chunk: int 
         column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
         # A compare and a sum: fused with the rest, where a gather's gradient would be a scatter.
         chosen = jnp.sum(jnp.where(column == targets[..., None], logits, 0), axis=-1)
-        return chosen - logsumexp, logsumexp
+        if not entropy:
+            return chosen - logsumexp, logsumexp
+        mean_logit = jnp.sum(jnp.exp(logits - logsumexp[..., None]) * logits, axis=-1)
+        return chosen - logsumexp, logsumexp, logsumexp - mean_logit
 
     B, T, _ = hidden_BTD.shape
     if chunk is None or chunk >= T:
