@@ -1,4 +1,4 @@
-"""Where text comes from: files, the running Python itself, a made-up world, or Hugging Face `datasets`.
+"""Where text comes from: files, the running Python itself, a made-up world, a task, or Hugging Face `datasets`.
 
 A source is a config node; `documents(source)` streams it in a fixed order with bounded memory (one document at a time;
 a plain text file is one document, whatever its size), and `fingerprint(source)` hashes what it would give.
@@ -17,6 +17,9 @@ from jaxlm import storage
 from jaxlm.config import UserError
 from jaxlm.data import embedded, readers
 from jaxlm.data.readers import Rejects
+from jaxlm.data.tasks import addition, walks
+from jaxlm.data.tasks.addition import Addition
+from jaxlm.data.tasks.walks import Walks
 from jaxlm.data.world import corpus
 from jaxlm.data.world.corpus import World
 
@@ -70,7 +73,8 @@ class HuggingFace:
     max_bad_fraction: float = 0.01
 
 
-Source = Files | EmbeddedPython | HuggingFace | World
+Source = Files | EmbeddedPython | HuggingFace | World | Walks | Addition
+TASKS = {Walks: walks, Addition: addition}
 
 
 # ----------------------------------------------------------------------------------------------------------- files
@@ -157,8 +161,8 @@ def _python_documents(source: EmbeddedPython, rejects: Rejects) -> Iterator[Docu
         )
 
 
-def _world_documents(source: World, rejects: Rejects) -> Iterator[Document]:
-    for name, text in corpus.texts(source):
+def _made_documents(source: World | Walks | Addition, rejects: Rejects) -> Iterator[Document]:
+    for name, text in TASKS.get(type(source), corpus).texts(source):
         rejects.seen += 1
         yield Document(text, source.name, name)
 
@@ -222,15 +226,15 @@ def documents(source: Source, rejects: Rejects | None = None) -> Iterator[Docume
     documents_of = {
         Files: _file_documents,
         EmbeddedPython: _python_documents,
-        World: _world_documents,
         HuggingFace: _hf_documents,
+        **dict.fromkeys((World, *TASKS), _made_documents),
     }
     yield from documents_of[type(source)](source, rejects)
 
 
 def rejects_for(source: Source) -> Rejects:
     """A fresh counter for `documents`."""
-    return Rejects(0.0 if isinstance(source, EmbeddedPython | World) else source.max_bad_fraction)
+    return Rejects(0.0 if isinstance(source, EmbeddedPython | World | Walks | Addition) else source.max_bad_fraction)
 
 
 def fingerprint(source: Source) -> str:
@@ -245,7 +249,9 @@ def fingerprint(source: Source) -> str:
         return corpus.fingerprint(source)
     fields = {k: v for k, v in dataclasses.asdict(source).items() if k not in ("name", "weight", "path")}
     digest = hashlib.sha256(repr(sorted(fields.items())).encode())
-    if isinstance(source, Files):
+    if isinstance(source, Walks | Addition):
+        digest.update(type(source).__name__.encode())
+    elif isinstance(source, Files):
         for name, path in files_of(source):
             digest.update(f"{name}\0{storage.sha256_file(path)}\0".encode())
     else:

@@ -1,0 +1,108 @@
+"""Prompts for reinforcement learning: a task's, in an order that hangs on the seed and the place in it alone.
+
+A task is a config node with functions of its module:
+
+    size(task, split) -> how many prompts there are, or None where there is no end
+    prompt(task, split, index, tools) -> Prompt
+    texts(task) -> (id, text) of what there is to read beforehand, for tasks that are also a source of text
+"""
+
+import dataclasses
+import json
+
+import numpy as np
+
+from jaxlm import config, storage
+from jaxlm.config import UserError
+from jaxlm.data.conversation import Conversation, Message
+from jaxlm.data.tasks import addition, file, walks, world
+from jaxlm.data.tasks.addition import Addition
+from jaxlm.data.tasks.file import PromptFile
+from jaxlm.data.tasks.prompt import Prompt, Split
+from jaxlm.data.tasks.walks import Walks
+from jaxlm.data.tasks.world import WorldTask
+from jaxlm.data.tokenizer import Bytes, Saved, Tokenizer
+from jaxlm.data.world.talk import Tool, tools_message
+from jaxlm.feedback import verifiers
+from jaxlm.feedback.scoring import Reward, each
+
+Task = Walks | Addition | WorldTask | PromptFile
+MODULES = {Walks: walks, Addition: addition, WorldTask: world, PromptFile: file}
+VERSION = 1  # of what the tasks give
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """What a policy is asked. With `tools`, a conversation without a system message gets one that offers them."""
+
+    task: Task = Walks()
+    tokenizer: Bytes | Saved | None = None  # unset: the parent's
+    context: int = 256  # most tokens of prompt and reply together, and of a row that they are packed in
+    tools: tuple[Tool, ...] = ()
+
+
+def _order(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed % 2**64, epoch]).permutation(count)
+
+
+def at(cfg: Prompts, split: Split, seed: int, place: int) -> Prompt:
+    """The prompt at a place of the endless order: every epoch of a task of finite size is shuffled anew."""
+    task = MODULES[type(cfg.task)]
+    count = task.size(cfg.task, split)
+    if count is not None:
+        epoch, place = divmod(place, count)
+        place = int(_order(count, seed, epoch)[place])
+    return _offered(cfg, task.prompt(cfg.task, split, place, cfg.tools))
+
+
+def heldout(cfg: Prompts, count: int) -> list[Prompt]:
+    """The first held-out prompts in their own order: at most `count`, and each once."""
+    task = MODULES[type(cfg.task)]
+    there = task.size(cfg.task, "heldout")
+    count = count if there is None else min(count, there)
+    return [_offered(cfg, task.prompt(cfg.task, "heldout", i, cfg.tools)) for i in range(count)]
+
+
+def _offered(cfg: Prompts, prompt: Prompt) -> Prompt:
+    if not cfg.tools or isinstance(prompt.asked, str) or prompt.asked.messages[0].role == "system":
+        return prompt
+    offer = Message("system", tools_message(cfg.tools))
+    return dataclasses.replace(prompt, asked=Conversation((offer, *prompt.asked.messages)))
+
+
+def reward_of(cfg: Prompts) -> Reward:
+    """By which an answer is right: 1, 0, or between where a task knows more or less right."""
+    match cfg.task:
+        case Walks() as task:
+            return each(lambda start, reply, about: walks.optimality(task, start + reply.message.text), "optimality")
+        case WorldTask():
+            return verifiers.verified(verifiers.world, "question")
+        case PromptFile() as task:
+            return verifiers.verified(getattr(verifiers, task.verifier))
+        case Addition():
+            return verifiers.verified(verifiers.exact)
+
+
+def ids_of(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
+    """Of a text to go on with: after the start token, as pretraining saw the beginning of a document."""
+    start = [] if tokenizer.bos is None else [tokenizer.bos]
+    return [*start, *tokenizer.encode(prompt.asked)]
+
+
+def fingerprint(cfg: Prompts) -> str:
+    """Hex SHA-256 of all that decides the prompts."""
+    task = config.to_dict(cfg.task)
+    content = file.read(cfg.task)[1] if isinstance(cfg.task, PromptFile) else None
+    task.pop("path", None)
+    return storage.sha256_text(json.dumps([VERSION, task, cfg.tools, content], sort_keys=True))
+
+
+def check(cfg: Prompts) -> None:
+    """Raises `UserError` for a definition without a prompt, by making the first of each side."""
+    if cfg.context < 2:
+        raise UserError(f"data.context must be at least 2, got {cfg.context}")
+    at(cfg, "train", 0, 0)
+    if not heldout(cfg, 1):
+        raise UserError("data.task has no held-out prompts")
+    if cfg.tools and isinstance(at(cfg, "train", 0, 0).asked, str):
+        raise UserError("data.tools: tools are called in conversations, and this task gives texts to go on with")

@@ -1,0 +1,195 @@
+"""Tasks to learn by reinforcement: what they ask, what is right, and that all of it follows from the definition."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from jaxlm.config import UserError
+from jaxlm.data import prompts, sources
+from jaxlm.data.conversation import Message
+from jaxlm.data.prompts import Addition, PromptFile, Prompts, Walks, WorldTask
+from jaxlm.data.tasks import addition, walks
+from jaxlm.data.tokenizer import BytesTokenizer
+from jaxlm.feedback.scoring import scores
+from jaxlm.sample.chat import Reply
+from jaxlm.sample.engine import Completion
+
+
+def replied(text, finish="stop"):
+    return Reply(Message("assistant", text), Completion((), (), text, finish, ()))
+
+
+def score(cfg, prompt, text, finish="stop"):
+    return scores(prompts.reward_of(cfg), [prompt.asked], [replied(text, finish)], [prompt.metadata])[0]
+
+
+# ----------------------------------------------------------------------------------------------------------- walks
+def test_the_default_graph_is_trlxs():
+    """Its shape under seed 1002, worked out with the generator that trlx names."""
+    edges, shortest = walks.graph(Walks())
+    assert edges.sum() == 42 and np.bincount(shortest)[1:].tolist() == [1, 3, 7, 6, 4]
+    assert not edges[walks.GOAL].any() and not edges.diagonal().any() and edges[1:].any(axis=1).all()
+
+
+def test_optimality_is_one_on_a_shortest_path_and_nothing_beside_the_edges():
+    cfg = Walks()
+    edges, shortest = walks.graph(cfg)
+    for start in range(1, cfg.nodes):
+        node, path = start, walks.letter(start)
+        while node != walks.GOAL:
+            node = next(n for n in np.flatnonzero(edges[node]) if shortest[n] == shortest[node] - 1)
+            path += walks.letter(node)
+        assert len(path) == shortest[start]
+        assert walks.optimality(cfg, path) == 1.0
+        assert walks.optimality(cfg, path + "zz") == 1.0  # what follows the goal is no part of the walk
+        assert walks.optimality(cfg, path[:-1]) == 0.0
+        stranger = next(n for n in range(cfg.nodes) if n != walks.GOAL and not edges[start, n])
+        assert walks.optimality(cfg, walks.letter(start) + walks.letter(stranger) + path[1:]) == 0.0
+    assert walks.optimality(cfg, "b!") == 0.0
+    with pytest.raises(UserError, match="begins at a node"):
+        walks.optimality(cfg, "ab")
+
+
+def test_a_detour_costs_its_share():
+    """b -> goal in n nodes of 10 where m are needed scores (10 - n) / (10 - m)."""
+    cfg = Walks()
+    _, shortest = walks.graph(cfg)
+    found = {}
+    for i in range(300):
+        walk = walks.walk(cfg, i)
+        if walk[-1] == "a":
+            m = shortest[ord(walk[0]) - ord("a")]
+            assert walks.optimality(cfg, walk) == pytest.approx((10 - len(walk)) / (10 - m))
+            found[len(walk) > m] = True
+        else:
+            assert walks.optimality(cfg, walk) == 0.0 and len(walk) == cfg.longest
+    assert found == {True: True, False: True}
+
+
+def test_walks_are_scored_with_their_prompt():
+    cfg = Prompts(task=Walks())
+    for p in prompts.heldout(cfg, 100):
+        assert score(cfg, p, "") == 0.0
+    assert len({p.asked for p in prompts.heldout(cfg, 100)}) == 20
+
+
+@pytest.mark.parametrize("cfg", [Walks(nodes=1), Walks(edge=0.0), Walks(count=0), Walks(edge=1e-9)], ids=str)
+def test_a_graph_that_cannot_be(cfg):
+    with pytest.raises(UserError, match="walks:"):
+        walks.graph(cfg)
+
+
+# -------------------------------------------------------------------------------------------------------- addition
+def test_half_of_the_texts_are_wrong_and_all_sums_are_possible():
+    cfg = Addition()
+    said = [t.partition("=") for _, t in addition.texts(cfg)]
+    sums = np.array([[sum(map(int, q.split("+"))), int(a)] for q, _, a in said])
+    right = np.mean(sums[:, 0] == sums[:, 1])
+    assert len(said) == cfg.count and abs(right - 0.5) < 0.03
+    assert sums[:, 1].min() >= 20 and sums[:, 1].max() <= 198
+    clean = dataclasses.replace(cfg, corrupted=0.0, count=50)
+    assert all(eval(q) == int(a) for q, _, a in (t.partition("=") for _, t in addition.texts(clean)))
+
+
+def test_sides_of_addition_share_no_problem():
+    cfg = Addition()
+    train, held = ({addition.pair(cfg, side, i) for i in range(2000)} for side in ("train", "heldout"))
+    assert not train & held
+    p = prompts.heldout(Prompts(task=cfg), 1)[0]
+    assert score(Prompts(task=cfg), p, p.metadata["answer"]) == 1.0
+    assert score(Prompts(task=cfg), p, p.metadata["answer"], "length") == 0.0  # it did not stop
+    assert score(Prompts(task=cfg), p, p.metadata["answer"] + "1") == 0.0
+
+
+# ------------------------------------------------------------------------------------------------- world and files
+def test_the_worlds_problems_need_no_tool_that_is_not_offered():
+    alone, offered = Prompts(task=WorldTask()), Prompts(task=WorldTask(), tools=("calculator",))
+    asked = [prompts.at(alone, "train", 0, i) for i in range(40)]
+    assert all(p.metadata["question"].tool is None and p.asked.messages[0].role == "user" for p in asked)
+    asked = [prompts.at(offered, "train", 0, i) for i in range(40)]
+    assert {p.metadata["question"].tool for p in asked} == {None, "calculator"}
+    assert all(p.asked.messages[0].role == "system" and "calculator" in p.asked.messages[0].text for p in asked)
+    assert score(offered, asked[0], asked[0].metadata["answer"]) == 1.0
+    fact = prompts.at(Prompts(task=WorldTask(facts=1.0)), "heldout", 0, 3)
+    assert fact.metadata["question"].kind == "fact" and fact.metadata["question"].split == "heldout"
+
+
+@pytest.fixture
+def problems(tmp_path):
+    lines = [{"question": f"What is {i} and {i}?", "answer": f"{i}+{i}\n#### {2 * i}", "level": i} for i in range(40)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return Prompts(
+        task=PromptFile(str(tmp_path / "p.jsonl"), prompt_field="question", verifier="gsm8k", heldout=0.3, system="Hi.")
+    )
+
+
+def test_a_file_of_problems_is_split_and_verified(problems):
+    train = [prompts.at(problems, "train", 5, i) for i in range(80)]
+    held = prompts.heldout(problems, 100)
+    n = 40 - len(held)
+    assert (
+        0 < n < 40
+        and len({p.id for p in train[:n]}) == n
+        and {p.id for p in train[:n]} == {p.id for p in train[n : 2 * n]}
+    )
+    assert [p.id for p in train[:n]] != [p.id for p in train[n : 2 * n]]  # another order each time
+    assert not {p.id for p in train} & {p.id for p in held}
+    p = held[0]
+    assert [m.role for m in p.asked.messages] == ["system", "user"] and "level" in p.metadata
+    right = p.metadata["answer"].split("#### ")[1]
+    assert score(problems, p, f"I think.\n#### {right}") == 1.0 and score(problems, p, "#### 1") == 0.0
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ('{"question": "q"}', "no field 'answer'"),
+        ('{"answer": "1"}', "must be a text"),
+        ('{"question": [{"role": "assistant", "content": "x"}], "answer": "1"}', "one to answer"),
+        ("[1]", "no JSON object"),
+        ("{", "line 41"),
+    ],
+)
+def test_a_bad_line_is_named(problems, line, words):
+    with open(problems.task.path, "a") as f:
+        f.write(line + "\n")
+    with pytest.raises(UserError, match=words) as e:
+        prompts.check(problems)
+    assert "line 41" in str(e.value)
+
+
+def test_what_is_asked_follows_from_definition_seed_and_place(problems):
+    for cfg in (problems, Prompts(), Prompts(task=Addition()), Prompts(task=WorldTask())):
+        a, b = ([prompts.at(cfg, "train", seed, 77) for _ in range(2)] for seed in (3, 3))
+        assert a == b
+        assert len(prompts.fingerprint(cfg)) == 64
+    before = prompts.fingerprint(problems)
+    with open(problems.task.path, "a") as f:
+        f.write('{"question": "new", "answer": "1"}\n')
+    assert prompts.fingerprint(problems) != before
+    assert prompts.fingerprint(Prompts(task=Walks(seed=1))) != prompts.fingerprint(Prompts())
+
+
+@pytest.mark.parametrize("cfg, words", [
+    (Prompts(tools=("calculator",)), "called in conversations"),
+    (Prompts(context=1), "context"),
+    (Prompts(task=PromptFile("nowhere.jsonl")), "nowhere"),
+], ids=["tools", "context", "path"])  # fmt: skip
+def test_bad_definitions_say_so(cfg, words):
+    with pytest.raises(UserError, match=words):
+        prompts.check(cfg)
+
+
+def test_a_text_to_go_on_with_begins_like_a_document():
+    t = BytesTokenizer()
+    assert prompts.ids_of(prompts.at(Prompts(), "train", 0, 0), t)[0] == t.bos
+
+
+def test_walks_and_sums_can_be_read():
+    for source in (Walks(count=7), Addition(count=7)):
+        found = list(sources.documents(source))
+        assert len({d.id for d in found}) == 7 and all(d.source == source.name for d in found)
+        assert sources.fingerprint(source) != sources.fingerprint(dataclasses.replace(source, seed=5))
+        assert sources.fingerprint(source) == sources.fingerprint(dataclasses.replace(source, name="other"))
