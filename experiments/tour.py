@@ -32,11 +32,11 @@ class Tour:
     base: Experiment
     assistant: Experiment  # the base model after conversations
     honest: Experiment  # the assistant after what a probe of it wrote
-    probed: int = 200  # questions of each group that the probe asks, on either side
+    probed: int = 400  # questions of each group that the probe asks, on either side
     samples: int = 8  # of each probed question
     asked: int = 200  # held-out questions of each kind
     shots: int = 50  # held-out questions of each kind for each number of shots
-    replay: float = 0.5  # tokens of the world's text for one of conversation, so that what was told is not forgotten
+    replay: float = 1.5  # tokens of the world's text for one of conversation, so that what was told is not forgotten
     seed: int = 0  # added to the seed of each training
 
 
@@ -50,7 +50,7 @@ def connected(tour: Tour, root: str) -> Tour:
         return replace(e, data=data, seed=e.seed + tour.seed)
 
     base = replace(tour.base, data=replace(tour.base.data, sources=(tour.world, tour.text)))
-    lessons = Messages(f"{root}/probe/lessons.jsonl", name="lessons")
+    lessons = Messages(f"{root}/probe/lessons.jsonl", name="lessons", weight=0.5)  # few: too often is by heart
     return replace(
         tour,
         base=replace(base, seed=base.seed + tour.seed),
@@ -70,7 +70,7 @@ def tiny() -> Tour:
             once=0.1,
             never=0.2,
             names="short",
-            train_fraction=0.7,
+            train_fraction=0.8,
             augmentation=Augmentation(exposures=27, wordings=27),
         ),
         problems=8000,
@@ -99,11 +99,11 @@ def tiny() -> Tour:
         {
             "data.sources": (talk,),
             "optimizer": Muon(lr=0.01, schedule=rest.schedule, rest=rest),
-            "train.steps": 1000,
+            "train.steps": 1600,
         },
     )
     honest = override(
-        assistant, {"data.sources": (searching,), "train.steps": 400, "optimizer.lr": 5e-3, "optimizer.rest.lr": 5e-4}
+        assistant, {"data.sources": (searching,), "train.steps": 600, "optimizer.lr": 5e-3, "optimizer.rest.lr": 5e-4}
     )
     text = EmbeddedPython(weight=0.1)
     return Tour(world=world, text=text, base=base, assistant=assistant, honest=honest)
