@@ -63,10 +63,10 @@ class _Sets:
         if not packed:
             raise UserError("there is no packed data to read")
         for one in packed[1:]:
-            for field in ("context", "tokenizer_hash"):
+            for field in ("context", "tokenizer_hash", "answers"):
                 if getattr(one, field) != getattr(packed[0], field):
                     raise UserError(f"{one.directory} and {packed[0].directory} differ in {field}: pack them alike")
-        self._width = packed[0].context + 1
+        self._width, self._answers = packed[0].context + 1, packed[0].answers
         self._readers = [Reader(one.directory) for one in packed]
 
     def read(self, where: Sequence[tuple[int, int]]) -> Trajectory:
@@ -74,6 +74,8 @@ class _Sets:
         sets = np.array([s for s, _ in where], np.int32)
         out = {name: np.zeros((len(where), self._width), np.int32) for name in ("tokens", "positions", "segments")}
         out["loss_mask"] = np.zeros((len(where), self._width), bool)
+        if self._answers:
+            out |= {name: np.zeros((len(where), self._answers), np.int32) for name in ("prompt_id", "rank")}
         for i, reader in enumerate(self._readers):
             mine = np.flatnonzero(sets == i)
             if len(mine):

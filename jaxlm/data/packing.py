@@ -6,7 +6,9 @@ before, which was scored there. A document that crosses a row's end goes on in t
 the positions of its first part. Only the last row has padding. The rows do not depend on the number of workers.
 
 A record holds the row's tokens (uint16, or uint32 for a vocabulary above 65,536), then, where not every token is scored
-(see `chat.py`), the bits of its loss mask, then the lengths of its segments as uint32. Legend: N rows, T = context + 1.
+(see `chat.py`), the bits of its loss mask, then the lengths of its segments as uint32, then, where segments are answers
+with ranks (see `preferences.py`), the number of each one's prompt and its rank. Legend: N rows, T = context + 1, S
+answers that a row holds at most.
 Nothing here imports jax: workers start fast.
 """
 
@@ -44,6 +46,7 @@ class PackedSet:
     bytes: int  # of UTF-8 text
     documents: int
     tokenizer_hash: str
+    answers: int = 0  # S, where segments are answers with ranks
     weight: float = 1.0  # share of this set in a batch, before the shares are normalized
 
 
@@ -136,20 +139,22 @@ class _Rows:
         self.rows += len(begins)
 
 
-def encode_row(tokens: np.ndarray, lengths: np.ndarray, width: int, pad: int, dtype, mask=None) -> bytes:
-    """A record of at most `width` tokens: filled up with padding, the bits of the loss mask where one is given, and the
-    lengths of the segments.
+def encode_row(tokens: np.ndarray, lengths: np.ndarray, width: int, pad: int, dtype, mask=None, about=()) -> bytes:
+    """A record of at most `width` tokens: filled up with padding, the bits of the loss mask where one is given, the
+    lengths of the segments, and what else there is about each segment, in arrays like the lengths.
     """
     padded = np.pad(tokens.astype(dtype), (0, width - len(tokens)), constant_values=pad)
     bits = b"" if mask is None else np.packbits(np.pad(mask, (0, width - len(mask)))).tobytes()
-    return padded.tobytes() + bits + lengths.astype(np.uint32).tobytes()
+    return padded.tobytes() + bits + b"".join(x.astype(np.uint32).tobytes() for x in (lengths, *about))
 
 
-def rows_from(records: list[bytes], context: int, dtype: str, masked: bool = False) -> dict[str, np.ndarray]:
+def rows_from(
+    records: list[bytes], context: int, dtype: str, masked: bool = False, answers: int = 0
+) -> dict[str, np.ndarray]:
     """Unpacks N records: tokens, positions, segments int32 [N,T] and loss_mask bool [N,T], as in `Trajectory`.
 
     Segments count from 1 in each row, padding is 0; a segment's first token is never scored. masked: the records hold
-    a loss mask; otherwise every other token is scored.
+    a loss mask; otherwise every other token is scored. answers: S, where they hold ranks: prompt_id, rank int32 [N,S].
     """
     width = context + 1
     bits = width * np.dtype(dtype).itemsize
@@ -159,10 +164,16 @@ def rows_from(records: list[bytes], context: int, dtype: str, masked: bool = Fal
     starts[:, 0] = True
     mask = np.ones((len(records), width), bool)
     filled = np.full(len(records), width)
+    ranked = {name: np.zeros((len(records), answers), np.int32) for name in ("prompt_id", "rank") if answers}
     for row, record in enumerate(records):
         tokens[row] = np.frombuffer(record, dtype, width)
         if masked:
             mask[row] = np.unpackbits(np.frombuffer(record, np.uint8, split - bits, bits), count=width)
+        if answers:
+            lengths, *about = np.frombuffer(record, np.uint32, offset=split).reshape(3, -1)
+            for values, of_row in zip(ranked.values(), about):
+                values[row, : len(lengths)] = of_row
+            record = record[: split + 4 * len(lengths)]
         if len(record) > split + 4:
             ends = np.cumsum(np.frombuffer(record, np.uint32, offset=split))
             starts[row, ends[:-1]] = True
@@ -177,7 +188,7 @@ def rows_from(records: list[bytes], context: int, dtype: str, masked: bool = Fal
         "positions": np.where(valid, places - begins, 0).astype(np.int32),
         "segments": np.where(valid, np.cumsum(starts, axis=1), 0).astype(np.int32),
         "loss_mask": valid & ~starts & mask,
-    }
+    } | ranked
 
 
 # ------------------------------------------------------------------------------------------------------------ doors
@@ -277,7 +288,7 @@ class Reader:
         self._shards = Shards(directory, manifest["files"])
         if len(self._shards) != manifest["rows"]:
             raise UserError(f"{directory} holds {len(self._shards)} rows, its manifest says {manifest['rows']}")
-        self._format = {"dtype": manifest["dtype"], "masked": manifest.get("masked", False)}
+        self._format = {"dtype": manifest["dtype"]} | {k: manifest[k] for k in ("masked", "answers") if k in manifest}
         self._context = manifest["context"]
 
     def read(self, indices) -> dict[str, np.ndarray]:

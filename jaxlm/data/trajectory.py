@@ -1,6 +1,7 @@
 """The one batch type from pretraining to PPO: a stage fills the fields it has, the others stay None.
 
-`logprobs[t]` scores `tokens[t]`. Legend: B batch, T row length (context + 1), all fields global arrays or numpy.
+`logprobs[t]` scores `tokens[t]`. Legend: B batch, T row length (context + 1), S segments that a row holds at most (what
+is about segment s stands in column s - 1), all fields global arrays or numpy.
 """
 
 import flax.struct
@@ -31,5 +32,5 @@ class Trajectory:
     finish_reason: Array | None = None  # int32 [B]
     source: Array | None = None  # int32 [B], which data set the row is from
     sequence_id: Array | None = None  # int32 [B]
-    prompt_id: Array | None = None  # int32 [B]
-    rank: Array | None = None  # int32 [B], place among the answers to the same prompt
+    prompt_id: Array | None = None  # int32 [B]; where a row packs answers [B,S], from 1 within the row, 0 is no answer
+    rank: Array | None = None  # int32 [B] or [B,S], place among the answers to the same prompt, 0 the best

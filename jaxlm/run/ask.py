@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from jaxlm.config import UserError
 from jaxlm.data.chat import Chat
 from jaxlm.data.conversation import Message, prompt_ids
+from jaxlm.data.preferences import Preferences
 from jaxlm.data.prompting import Example, few_shot_conversation, few_shot_text, stop_strings
 from jaxlm.data.world.talk import Work, tools_message
 from jaxlm.run.experiment import Experiment
@@ -30,7 +31,7 @@ def ancestry(experiment: Experiment) -> Iterator[Experiment]:
 
 def is_chat(experiment: Experiment) -> bool:
     """Whether the model was fine-tuned on conversations, in this run or in one that it came from."""
-    return any(isinstance(e.data, Chat) for e in ancestry(experiment))
+    return any(isinstance(e.data, Chat | Preferences) for e in ancestry(experiment))
 
 
 @dataclasses.dataclass(frozen=True)

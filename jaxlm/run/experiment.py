@@ -4,12 +4,17 @@ import dataclasses
 
 from jaxlm.config import UserError
 from jaxlm.data.chat import Chat, prepare_chat
+from jaxlm.data.preferences import Preferences, prepare_preferences
 from jaxlm.data.prepare import Data, Prepared, prepare
 from jaxlm.nn.lora import LoRA
 from jaxlm.nn.transformer import ModelConfig
 from jaxlm.optim.optimizers import AdamW, Optimizer
 from jaxlm.run.checkpoint import Checkpointing
 from jaxlm.sharding import MeshConfig
+from jaxlm.steps.distill import Distill
+from jaxlm.steps.preference import Preference
+from jaxlm.steps.pretrain import NextToken
+from jaxlm.steps.reward import RewardModel
 from jaxlm.steps.update import Train
 
 
@@ -24,14 +29,15 @@ class Evaluation:
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """One training run, whole: what is trained, on what, how, and what is kept.
+    """One training run, whole: what is trained, on what, to what end, how, and what is kept.
 
     With `parent`, the run starts from the newest parameters of that workdir; `model` and `data.tokenizer` must then be
     the parent's, and are taken from it where they are unset. With `lora`, adapters are trained in the model's place.
     """
 
     model: ModelConfig | None
-    data: Data | Chat = Data()
+    data: Data | Chat | Preferences = Data()
+    objective: NextToken | RewardModel | Preference | Distill = NextToken()
     optimizer: Optimizer = AdamW()
     train: Train = Train()
     evaluation: Evaluation = Evaluation()
@@ -41,9 +47,16 @@ class Experiment:
     lora: LoRA | None = None
     seed: int = 0  # of everything random in the run: initial values, the order of rows, dropout
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The heads that the run's parameters have, as `nn.heads` names them."""
+        return ("reward",) if isinstance(self.objective, RewardModel) else ("lm",)
 
-def prepared(data: Data | Chat, progress: bool = True) -> Prepared:
-    """Packed rows of either kind of data: text to continue, or conversations to answer in."""
+
+def prepared(data: Data | Chat | Preferences, progress: bool = True) -> Prepared:
+    """Packed rows of each kind of data: text to continue, conversations to answer in, answers with their ranks."""
+    if isinstance(data, Preferences):
+        return prepare_preferences(data, progress)
     return prepare_chat(data, progress) if isinstance(data, Chat) else prepare(data, progress)
 
 

@@ -8,11 +8,11 @@ from jaxlm import config, sharding, storage
 from jaxlm.config import UserError
 from jaxlm.data import tokenizer as tokenizers
 from jaxlm.data.chat import Chat
+from jaxlm.data.preferences import Preferences
 from jaxlm.data.prepare import Data, marks_documents
 from jaxlm.data.tokenizer import Saved
+from jaxlm.nn import heads, transformer
 from jaxlm.nn import lora as adapters
-from jaxlm.nn import transformer
-from jaxlm.nn.lora import LoRA
 from jaxlm.run import checkpoint
 from jaxlm.run.experiment import Experiment
 
@@ -29,7 +29,7 @@ class Run:
     step: int
 
     @property
-    def data(self) -> Data | Chat:
+    def data(self) -> Data | Chat | Preferences:
         """The definition of its data, with the tokenizer as it was saved: not trained again, whatever has changed."""
         return dataclasses.replace(self.experiment.data, tokenizer=Saved(str(storage.path(self.workdir) / "tokenizer")))
 
@@ -37,7 +37,7 @@ class Run:
         """Ids of a prompt as training saw the beginning of a document: after the start token, where there is one."""
         ids = self.tokenizer.encode(text)
         data = self.experiment.data
-        starts = (isinstance(data, Chat) or marks_documents(data.split)) and self.tokenizer.bos is not None
+        starts = (not isinstance(data, Data) or marks_documents(data.split)) and self.tokenizer.bos is not None
         return [self.tokenizer.bos, *ids] if starts else ids
 
 
@@ -53,33 +53,48 @@ def load_experiment(workdir) -> Experiment:
     return config.from_json(Experiment, file.read_text())
 
 
-def read_params(workdir, model, lora: LoRA | None, step: int, mesh=None):
-    """The parameters that a run has learnt, its adapters merged; spread over `mesh` if given."""
-    described = adapters.abstract(model, lora)
+def load_bound(workdir) -> Experiment:
+    """`load_experiment` with the model's vocabulary bound to the run's tokenizer."""
+    e = load_experiment(workdir)
+    if e.model.vocab_size is not None:
+        return e
+    size = tokenizers.load(storage.path(workdir) / "tokenizer").vocab_size
+    return dataclasses.replace(e, model=dataclasses.replace(e.model, vocab_size=size))
+
+
+def read_params(workdir, e: Experiment, step: int, mesh=None):
+    """The parameters that a run of the bound definition `e` has learnt, its adapters merged; spread over `mesh` if
+    given."""
+    described = heads.abstract(e.model, e.lora, e.heads)
     if mesh is not None:
-        where = sharding.tree_shardings(mesh, adapters.specs(model, lora), described)
+        where = sharding.tree_shardings(mesh, heads.specs(e.model, e.lora, e.heads), described)
         described = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), described, where)
     params = checkpoint.restore_params(workdir, described, step)
-    if lora is None:
+    if e.lora is None:
         return params
 
     def merged(plain, pairs):
-        return adapters.merge(lora, plain | {"adapters": pairs})
+        return adapters.merge(e.lora, plain | {"adapters": pairs})
 
     return jax.jit(merged, donate_argnums=0)({k: params[k] for k in ("backbone", "heads")}, params["adapters"])
+
+
+def load_any(workdir, step: int | str | None = None, mesh=None) -> Run:
+    """`load_run` of whatever was trained, a reward model too."""
+    e = load_bound(workdir)
+    tokenizer = tokenizers.load(storage.path(workdir) / "tokenizer")
+    metadata = checkpoint.read_metadata(workdir, step)
+    params = read_params(workdir, e, metadata["step"], mesh)
+    return Run(str(workdir), e, e.model, params, tokenizer, metadata["step"])
 
 
 def load_run(workdir, step: int | str | None = None) -> Run:
     """Reads definition, tokenizer and the parameters of `step` (the newest good checkpoint when not given).
 
     Works for a run that is still training and for an imported model; changes nothing. Adapters are merged.
-    `UserError` says what is missing.
+    `UserError` says what is missing, and where the run is no language model.
     """
-    experiment = load_experiment(workdir)
-    tokenizer = tokenizers.load(storage.path(workdir) / "tokenizer")
-    model = experiment.model
-    if model.vocab_size is None:
-        model = dataclasses.replace(model, vocab_size=tokenizer.vocab_size)
-    metadata = checkpoint.read_metadata(workdir, step)
-    params = read_params(workdir, model, experiment.lora, metadata["step"])
-    return Run(str(workdir), experiment, model, params, tokenizer, metadata["step"])
+    e = load_experiment(workdir)
+    if "lm" not in e.heads:
+        raise UserError(f"{workdir} is a {e.heads[0]} model, which predicts no tokens")
+    return load_any(workdir, step)

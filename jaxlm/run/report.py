@@ -61,8 +61,8 @@ def _limits(curves: list[list[float]]) -> tuple[float, float] | None:
     return low - margin, high + 2 * margin
 
 
-def loss_curve(workdir):
-    """Draws training and validation loss, in nats per token, to `report/loss.png`; returns its path.
+def loss_curve(workdir, unit: str = "nats per token"):
+    """Draws training and validation loss, in `unit`, to `report/loss.png`; returns its path.
 
     None, with a warning, where matplotlib is not installed, and on all processes but the first.
     """
@@ -95,7 +95,7 @@ def loss_curve(workdir):
         axes.plot(steps, values, "o-", color=COLORS[1 + i % 6], markersize=4, label=label)
     if limits := _limits(curves):
         axes.set_ylim(*limits)
-    _label(axes, "step", "loss, nats per token")
+    _label(axes, "step", f"loss, {unit}")
     target = storage.path(workdir) / "report" / "loss.png"
     save_figure(figure, target)
     return target

@@ -8,16 +8,16 @@ import jax.numpy as jnp
 
 from jaxlm import config, sharding, storage
 from jaxlm.config import UserError
-from jaxlm.data import tokenizer as tokenizers
 from jaxlm.data.loader import Loader, evaluation_batches
 from jaxlm.data.prepare import cache_root
 from jaxlm.data.tokenizer import Saved
-from jaxlm.nn import lora, transformer
-from jaxlm.run import checkpoint, lineage, load, loop, report
+from jaxlm.nn import heads, lora, transformer
+from jaxlm.run import exits, lineage, load, loop, objectives, report
 from jaxlm.run.checkpoint import Checkpoints
 from jaxlm.run.experiment import Experiment, prepared, validate
 from jaxlm.run.log import MetricsLog, Progress, peak_flops
 from jaxlm.steps import pretrain, state, update
+from jaxlm.steps.distill import Distill
 
 
 def use_compilation_cache(folder=None) -> None:
@@ -41,6 +41,9 @@ EXECUTION = ("dropout", "attention", "scan", "remat", "precision.")
 def inherit(e: Experiment) -> Experiment:
     """The definition with what it leaves to its parent; `UserError` when there is none, or the two do not fit."""
     if e.parent is None:
+        if isinstance(e.objective, Distill) and e.data.tokenizer is None:
+            theirs = Saved(str(storage.path(e.objective.teacher) / "tokenizer"))
+            e = dataclasses.replace(e, data=dataclasses.replace(e.data, tokenizer=theirs))
         if e.model is None or e.data.tokenizer is None:
             raise UserError("model and data.tokenizer can be unset only with a parent: --set=parent=WORKDIR")
         return e
@@ -53,58 +56,74 @@ def inherit(e: Experiment) -> Experiment:
     return dataclasses.replace(e, model=model, data=dataclasses.replace(e.data, tokenizer=tokenizer))
 
 
-def initial_state(e: Experiment, mesh, tokenizer):
-    """(fresh sharded state, what lineage.json says of its parent): parameters from the seed or from the parent."""
-    fresh = state.create_sharded(e.model, e.optimizer, e.seed, mesh, e.lora)
+def initial_state(e: Experiment, mesh, records: dict):
+    """A fresh sharded state: parameters from the seed, or from the parent's checkpoint in `records` (lineage.json's).
+
+    Heads that the parent lacks are fresh.
+    """
+    fresh = state.create_sharded(e.model, e.optimizer, e.seed, mesh, e.lora, e.heads)
     if e.parent is None:
-        return fresh, {}
-    theirs = tokenizers.load(storage.path(e.parent) / "tokenizer")
-    if theirs.hash != tokenizer.hash:
-        raise UserError(f"data.tokenizer is not that of parent {e.parent}; --set=data.tokenizer=none takes it")
-    metadata = checkpoint.read_metadata(e.parent)
-    parent = load.load_experiment(e.parent)
-    params = load.read_params(e.parent, parent.model, parent.lora, metadata["step"], mesh)
-    params = params | {"adapters": fresh.params["adapters"]}
-    params = jax.tree.map(lambda new, x: new.astype(x.dtype), params, fresh.params)
-    return fresh.replace(params=params), {"parent": {"step": metadata["step"], "hashes": metadata.get("hashes", {})}}
+        return fresh
+    theirs = load.read_params(e.parent, load.load_bound(e.parent), records["parent"]["step"], mesh)
+    kept = {name: theirs["heads"].get(name, head) for name, head in fresh.params["heads"].items()}
+    params = {"backbone": theirs["backbone"], "heads": kept, "adapters": fresh.params["adapters"]}
+    return fresh.replace(params=jax.tree.map(lambda new, x: new.astype(x.dtype), params, fresh.params))
 
 
-def step_function(e: Experiment, mesh):
+def _floats(node) -> dict:
+    """The float settings of a node by path, as arrays: they enter a compiled function as its arguments."""
+    return {k: jnp.asarray(v, jnp.float32) for k, v in update.hyperparameters(node).items()}
+
+
+def _reference_of(reference, params, frozen):
+    """(model, parameters) as objectives take them, inside a compiled function; see `objectives.read_reference`."""
+    if reference is None:
+        return None
+    return reference[0], params | {"adapters": {}} if frozen is None else frozen
+
+
+def step_function(e: Experiment, mesh, reference=None):
     """The jitted, donated (state, batch) -> (state, metrics) of an experiment, on a mesh.
 
-    Float settings of the optimizer enter as arrays: runs that differ in them alone share one compiled program.
+    Float settings of optimizer and objective enter as arrays: runs that differ in them alone share one compiled
+    program. reference: as `objectives.read_reference` gives it; its parameters are never donated.
     """
-    hyper = {k: jnp.asarray(v, jnp.float32) for k, v in update.hyperparameters(e.optimizer).items()}
-    shardings = jax.tree.map(lambda a: a.sharding, state.abstract(e.model, e.optimizer, mesh, e.lora))
-    whole = sharding.replicated(mesh)
+    hyper, floats = _floats(e.optimizer), _floats(e.objective)
+    shardings = jax.tree.map(lambda a: a.sharding, state.abstract(e.model, e.optimizer, mesh, e.lora, e.heads))
+    whole, task = sharding.replicated(mesh), objectives.task(e)
 
-    def one(s, batch, hyper, total_steps, seed):
-        loss = pretrain.make_loss(e.model, e.train)
+    def one(s, batch, frozen, hyper, floats, total_steps, seed):
+        objective = config.replace_leaves(e.objective, floats)
 
         def adapted(params, batch, key):
+            loss = task.loss(objective, e.model, e.train, _reference_of(reference, params, frozen))
             return loss(lora.attach(e.lora, params), batch, key)
 
-        axes, precision = lora.specs(e.model, e.lora), e.model.precision
+        axes, precision = heads.specs(e.model, e.lora, e.heads), e.model.precision
         return update.update(adapted, e.optimizer, axes, precision, e.train, seed, s, batch, hyper, total_steps)
 
     jitted = jax.jit(one, donate_argnums=0, out_shardings=(shardings, whole))
+    frozen = None if reference is None else reference[1]
 
     def call(s, batch):
         with jax.set_mesh(mesh):
-            return jitted(s, batch, hyper, e.train.steps, e.seed)
+            return jitted(s, batch, frozen, hyper, floats, e.train.steps, e.seed)
 
     return call
 
 
-def evaluate_function(e: Experiment, mesh, tokenizer, valid: dict):
-    """(params) -> {source: {"loss", "bits_per_byte"}}, with `all` over every source together."""
+def evaluate_function(e: Experiment, mesh, tokenizer, valid: dict, reference=None):
+    """(params) -> {source: {"loss", ...}} as the objective measures it, with `all` over every source together."""
+    task = objectives.task(e)
 
     @jax.jit
-    def sums_of(params, batch, token_bytes):
+    def sums_of(params, batch, frozen, floats, token_bytes):
+        objective, theirs = config.replace_leaves(e.objective, floats), _reference_of(reference, params, frozen)
         params = lora.attach(e.lora, params)
-        return pretrain.evaluation_sums(e.model, e.train.loss_chunk, params, batch, token_bytes)
+        return task.sums(objective, e.model, e.train.loss_chunk, theirs, params, batch, token_bytes)
 
-    token_bytes = jnp.asarray(tokenizer.token_bytes)
+    token_bytes, floats = jnp.asarray(tokenizer.token_bytes), _floats(e.objective)
+    frozen = None if reference is None else reference[1]
 
     def call(params):
         results, total = {}, None
@@ -112,10 +131,10 @@ def evaluate_function(e: Experiment, mesh, tokenizer, valid: dict):
             for name, packed in valid.items():
                 sums = None
                 for batch in evaluation_batches(packed, e.evaluation.batch_size, mesh, e.evaluation.max_batches):
-                    sums = pretrain.add(sums, sums_of(params, batch, token_bytes))
-                results[name] = pretrain.summarize(sums)
+                    sums = pretrain.add(sums, sums_of(params, batch, frozen, floats, token_bytes))
+                results[name] = task.summarize(sums)
                 total = pretrain.add(total, sums)
-        return results | {"all": pretrain.summarize(total)}
+        return results | {"all": task.summarize(total)}
 
     return call
 
@@ -126,8 +145,10 @@ def train(e: Experiment, workdir, base: Experiment | None = None) -> int:
     e = inherit(e)
     mesh = sharding.make_mesh(e.mesh)
     validate(e, mesh.shape["replica"] * mesh.shape["fsdp"])
+    objectives.validate(e)
     lineage.check_same_experiment(workdir, e)
     data = prepared(e.data)
+    objectives.check_tokenizers(e, data.tokenizer)
     tokenizer, e = data.tokenizer, bind(e, data.tokenizer.vocab_size)
     transformer.validate(e.model)
     lora.validate(e.model, e.lora)
@@ -142,23 +163,26 @@ def train(e: Experiment, workdir, base: Experiment | None = None) -> int:
     checkpoints = Checkpoints(root, e.checkpoint)
     found = checkpoints.latest()
     if found is None:
-        s, parent = initial_state(e, mesh, tokenizer)
-        lineage.write_lineage(root, data.hashes, **parent)
+        records = objectives.origin_records(e)
+        s = initial_state(e, mesh, records)
+        lineage.write_lineage(root, data.hashes, **records)
     else:
-        s, metadata = checkpoints.restore(state.abstract(e.model, e.optimizer, mesh, e.lora), found)
+        s, metadata = checkpoints.restore(state.abstract(e.model, e.optimizer, mesh, e.lora, e.heads), found)
         lineage.check_same_data(metadata["hashes"], data.hashes)
+        records = storage.read_json(root / "lineage.json")
+    reference = objectives.read_reference(e, mesh, records)
 
     tokens = e.train.batch_size * e.data.context
     peak, peak_source = peak_flops(e.model.precision.compute)
-    model_flops = lora.flops_per_token(e.model, e.lora, e.data.context)["train"] * tokens
+    model_flops = objectives.flops_per_token(e, reference) * tokens
     log = MetricsLog(root, e.train.tensorboard)
     progress = Progress(e.train.steps, int(s.step), f"peak {peak / 1e12:.3g} TFLOP/s a device, {peak_source}")
-    score = evaluate_function(e, mesh, tokenizer, data.valid)
+    score = evaluate_function(e, mesh, tokenizer, data.valid, reference)
 
     def evaluate(n, s):
         values = {f"eval/{name}/{k}": v for name, result in score(s.params).items() for k, v in result.items()}
         log.write(n, values)
-        progress.note(n, values)
+        progress.note(n, {k: v for k, v in values.items() if k.count("/") == 2})  # without diagrams
         return values["eval/all/loss"]
 
     recorder = loop.Recorder(
@@ -174,9 +198,9 @@ def train(e: Experiment, workdir, base: Experiment | None = None) -> int:
     )
     try:
         with Loader(data.train, e.train.batch_size, e.seed, mesh, first=int(s.step)) as loader:
-            _, code = loop.run(
+            s, code = loop.run(
                 s,
-                step_function(e, mesh),
+                step_function(e, mesh, reference),
                 loader.batch,
                 e.train.steps,
                 recorder=recorder,
@@ -190,5 +214,7 @@ def train(e: Experiment, workdir, base: Experiment | None = None) -> int:
         progress.close()
         log.close()
         checkpoints.close()
-    report.loss_curve(root)
+    if code == exits.EXIT_DONE and (finish := objectives.task(e).finish) is not None:
+        finish(e, mesh, s.params, data.valid, root, int(s.step))
+    report.loss_curve(root, objectives.task(e).unit)
     return code

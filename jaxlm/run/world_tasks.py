@@ -17,6 +17,7 @@ from jaxlm import storage
 from jaxlm.config import UserError
 from jaxlm.data.chat import Chat
 from jaxlm.data.conversation import Message, Part
+from jaxlm.data.preferences import Preferences
 from jaxlm.data.prompting import Example, choose_shots, shown_reply
 from jaxlm.data.world.answers import judge, refusal, verify
 from jaxlm.data.world.corpus import World, task_problem, world_tables
@@ -61,7 +62,7 @@ class Item:
 def find_world(experiment: Experiment) -> WorldConversations:
     """The world that a run, or else one that it came from, was trained on, with how it talks of it."""
     for e in ancestry(experiment):
-        sources = e.data.sources if isinstance(e.data, Chat) or e.data.path is None else ()
+        sources = e.data.sources if isinstance(e.data, Chat | Preferences) or e.data.path is None else ()
         for source in sources:
             if isinstance(source, WorldConversations):
                 return source

@@ -3,6 +3,7 @@
 Legend: B rows, T positions (a row holds T + 1 tokens), V vocabulary.
 """
 
+import dataclasses
 import math
 
 import jax
@@ -12,6 +13,11 @@ from jaxlm import masked
 from jaxlm.data.trajectory import Trajectory
 from jaxlm.losses import lm
 from jaxlm.nn import transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class NextToken:
+    """The log-likelihood of every token under the loss mask: pretraining on text, fine-tuning on conversations."""
 
 
 def token_logprobs(model, params, batch: Trajectory, chunk: int | None = None, key=None):

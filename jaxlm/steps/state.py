@@ -7,7 +7,8 @@ import optax
 from jax.sharding import Mesh
 
 from jaxlm import rng, sharding
-from jaxlm.nn import lora as adapters
+from jaxlm.nn import heads as trees
+from jaxlm.nn.heads import LM
 from jaxlm.nn.lora import LoRA
 from jaxlm.optim import optimizers
 
@@ -46,11 +47,14 @@ def begin(params, axes, optimizer, precision, trainable: tuple[str, ...] = WHOLE
     return TrainState(params, opt_state, jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32), trainable)
 
 
-def create(model, optimizer, seed: int, lora: LoRA | None = None) -> TrainState:
-    """Parameters from the seed's INIT stream and an empty optimizer state; with `lora`, its adapters alone train."""
-    params = adapters.init(model, lora, rng.stream_key(jax.random.key(seed), rng.INIT))
-    trainable = WHOLE if lora is None else ("adapters",)
-    return begin(params, adapters.specs(model, lora), optimizer, model.precision, trainable)
+def create(model, optimizer, seed: int, lora: LoRA | None = None, heads: tuple[str, ...] = LM) -> TrainState:
+    """Parameters from the seed's INIT stream and an empty optimizer state.
+
+    With `lora`, its adapters alone train, and heads that a language model does not have.
+    """
+    params = trees.init(model, lora, rng.stream_key(jax.random.key(seed), rng.INIT), heads)
+    trainable = WHOLE if lora is None else ("adapters",) if heads == LM else ("heads", "adapters")
+    return begin(params, trees.specs(model, lora, heads), optimizer, model.precision, trainable)
 
 
 def _is_masked(x) -> bool:
@@ -58,10 +62,10 @@ def _is_masked(x) -> bool:
     return isinstance(x, optax.MaskedNode)
 
 
-def abstract(model, optimizer, mesh: Mesh, lora: LoRA | None = None) -> TrainState:
+def abstract(model, optimizer, mesh: Mesh, lora: LoRA | None = None, heads: tuple[str, ...] = LM) -> TrainState:
     """Shapes, dtypes and shardings of the state, without making it."""
-    state = jax.eval_shape(lambda: create(model, optimizer, 0, lora))
-    return spread(state, adapters.specs(model, lora), optimizer, mesh)
+    state = jax.eval_shape(lambda: create(model, optimizer, 0, lora, heads))
+    return spread(state, trees.specs(model, lora, heads), optimizer, mesh)
 
 
 def spread(state: TrainState, axes, optimizer, mesh: Mesh) -> TrainState:
@@ -89,8 +93,10 @@ def spread(state: TrainState, axes, optimizer, mesh: Mesh) -> TrainState:
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
 
 
-def create_sharded(model, optimizer, seed: int, mesh: Mesh, lora: LoRA | None = None) -> TrainState:
+def create_sharded(
+    model, optimizer, seed: int, mesh: Mesh, lora: LoRA | None = None, heads: tuple[str, ...] = LM
+) -> TrainState:
     """`create`, made in place on the mesh: no device ever holds more than its shards."""
-    shardings = jax.tree.map(lambda a: a.sharding, abstract(model, optimizer, mesh, lora))
+    shardings = jax.tree.map(lambda a: a.sharding, abstract(model, optimizer, mesh, lora, heads))
     with jax.set_mesh(mesh):
-        return jax.jit(lambda: create(model, optimizer, seed, lora), out_shardings=shardings)()
+        return jax.jit(lambda: create(model, optimizer, seed, lora, heads), out_shardings=shardings)()

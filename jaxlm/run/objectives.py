@@ -1,0 +1,155 @@
+"""What training needs to know of each objective: one table, a line an objective.
+
+These learn from rows that are there before the run. An objective whose rows come from its own policy needs a driver
+that samples them, beside `train.py`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+
+from jaxlm import storage
+from jaxlm.config import UserError
+from jaxlm.data import tokenizer as tokenizers
+from jaxlm.data.chat import Chat
+from jaxlm.data.preferences import Preferences
+from jaxlm.data.prepare import Data
+from jaxlm.nn import flops, lora
+from jaxlm.nn.definition import padded_vocab
+from jaxlm.run import checkpoint, load, manifest, reward
+from jaxlm.run.experiment import Experiment
+from jaxlm.steps import distill, preference, pretrain, ranked
+from jaxlm.steps import reward as ranking
+from jaxlm.steps.distill import Distill
+from jaxlm.steps.preference import Preference
+from jaxlm.steps.pretrain import NextToken
+from jaxlm.steps.reward import RewardModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """An objective's side of training. `reference` is (model, parameters) of another run, None where there is none.
+
+    data: the kinds that it learns from. loss: (objective, model, train, reference) -> loss of the update contract.
+    sums: (objective, model, chunk, reference, params, batch, token_bytes) -> sums over a batch. The floats of the
+    objective may be traced. summarize: of a set's sums, {name: value}, of which "loss" decides which checkpoint is
+    best, and `unit` what it is. finish: (experiment, mesh, params, validation sets, workdir, step), once training is
+    done.
+    """
+
+    data: tuple[type, ...]
+    loss: Callable
+    sums: Callable
+    summarize: Callable[[dict], dict[str, float]]
+    unit: str = "nats per token"
+    finish: Callable | None = None
+
+
+TASKS: dict[type, Task] = {
+    NextToken: Task(
+        data=(Data, Chat),
+        loss=lambda objective, model, train, reference: pretrain.make_loss(model, train),
+        sums=lambda objective, model, chunk, reference, *rest: pretrain.evaluation_sums(model, chunk, *rest),
+        summarize=pretrain.summarize,
+    ),
+    RewardModel: Task(
+        data=(Preferences,),
+        loss=lambda objective, model, train, reference: ranking.make_loss(objective, model),
+        sums=lambda objective, model, chunk, reference, params, batch, token_bytes: ranking.evaluation_sums(
+            objective, model, params, batch
+        ),
+        summarize=ranked.summarize,
+        unit="nats per prompt",
+        finish=reward.write_scale,
+    ),
+    Preference: Task(
+        data=(Preferences,),
+        loss=preference.make_loss,
+        sums=lambda *arguments: preference.evaluation_sums(*arguments[:-1]),
+        summarize=ranked.summarize,
+        unit="mean over prompts",
+    ),
+    Distill: Task(data=(Data, Chat), loss=distill.make_loss, sums=distill.evaluation_sums, summarize=distill.summarize),
+}
+
+
+def task(e: Experiment) -> Task:
+    return TASKS[type(e.objective)]
+
+
+# ---------------------------------------------------------------------------------------------------- where it began
+def origins(e: Experiment) -> dict[str, str]:
+    """Workdirs whose parameters the run reads, by what they are to it: its parent, its teacher."""
+    teacher = e.objective.teacher if isinstance(e.objective, Distill) else None
+    return {what: workdir for what, workdir in (("parent", e.parent), ("teacher", teacher)) if workdir is not None}
+
+
+def validate(e: Experiment) -> None:
+    """Raises `UserError` where the objective cannot learn from this data, or lacks the run that it learns against."""
+    kinds, name = task(e).data, type(e.objective).__name__
+    if not isinstance(e.data, kinds):
+        wanted = " or ".join(k.__name__ for k in kinds)
+        raise UserError(f"objective {name} learns from {wanted}, and data is {type(e.data).__name__}")
+    if isinstance(e.objective, Preference) and preference.needs_reference(e.objective) and e.parent is None:
+        raise UserError(f"{type(e.objective.loss).__name__} needs the policy that it starts from: --set=parent=WORKDIR")
+    for what, workdir in origins(e).items():
+        theirs = load.load_experiment(workdir).heads
+        if "lm" not in theirs and (what == "teacher" or "lm" in e.heads):
+            raise UserError(f"{what} {workdir} is a {theirs[0]} model, which predicts no tokens")
+
+
+def check_tokenizers(e: Experiment, tokenizer) -> None:
+    """Raises `UserError` where a run that this one reads has another tokenizer: its ids would mean something else."""
+    for what, workdir in origins(e).items():
+        if tokenizers.load(storage.path(workdir) / "tokenizer").hash != tokenizer.hash:
+            raise UserError(f"data.tokenizer is not that of {what} {workdir}; --set=data.tokenizer=none takes it")
+
+
+def _checkpoint_hash(workdir, step: int) -> str:
+    return manifest.read(storage.path(workdir) / "checkpoints" / str(step))["sha256"]
+
+
+def origin_records(e: Experiment) -> dict[str, dict]:
+    """What lineage.json says of each: its newest checkpoint, by step and hash, and the hashes of its data."""
+    out = {}
+    for what, workdir in origins(e).items():
+        about = checkpoint.read_metadata(workdir)
+        sha256 = _checkpoint_hash(workdir, about["step"])
+        out[what] = {"step": about["step"], "checkpoint": sha256, "hashes": about.get("hashes", {})}
+    return out
+
+
+def read_reference(e: Experiment, mesh, records: dict):
+    """(model, parameters) that the objective learns against, as lineage.json recorded them; None where there is none.
+
+    Parameters None: those of the run itself without its adapters. Otherwise they are read once more, for the run's
+    own are donated step by step. `UserError` when the checkpoint is no longer there, or is another one.
+    """
+    if isinstance(e.objective, Preference) and preference.needs_reference(e.objective):
+        what = "parent"
+        if e.lora is not None:
+            return e.model, None
+    elif isinstance(e.objective, Distill):
+        what = "teacher"
+    else:
+        return None
+    workdir, step = origins(e)[what], records[what]["step"]
+    theirs = load.load_bound(workdir)
+    checkpoint.read_metadata(workdir, step)  # says what is wrong when it is not there
+    if _checkpoint_hash(workdir, step) != records[what]["checkpoint"]:
+        raise UserError(f"checkpoint {step} of {what} {workdir} is not the one that this run began with")
+    params = load.read_params(workdir, theirs, step, mesh)
+    if what == "teacher":
+        return theirs.model, params
+    return e.model, jax.tree.map(lambda x: x.astype(e.model.precision.params), params)
+
+
+def flops_per_token(e: Experiment, reference) -> float:
+    """Of an update: the training of the model, without logits that are never made, and a pass of the reference."""
+    count = lora.flops_per_token(e.model, e.lora, e.data.context)["train"]
+    if "lm" not in e.heads:
+        count -= 6.0 * padded_vocab(e.model) * e.model.width
+    if reference is not None:
+        count += flops.flops_per_token(reference[0], e.data.context)["forward"]
+    return count
