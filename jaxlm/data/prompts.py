@@ -14,7 +14,9 @@ import numpy as np
 
 from jaxlm import config, storage
 from jaxlm.config import UserError
+from jaxlm.data import tokenizer as tokenizers
 from jaxlm.data.conversation import Conversation, Message
+from jaxlm.data.prepare import Prepared
 from jaxlm.data.tasks import addition, file, walks, world
 from jaxlm.data.tasks.addition import Addition
 from jaxlm.data.tasks.file import PromptFile
@@ -106,3 +108,12 @@ def check(cfg: Prompts) -> None:
         raise UserError("data.task has no held-out prompts")
     if cfg.tools and isinstance(at(cfg, "train", 0, 0).asked, str):
         raise UserError("data.tools: tools are called in conversations, and this task gives texts to go on with")
+
+
+def prepare_prompts(cfg: Prompts) -> Prepared:
+    """The tokenizer and the hashes; there are no rows. Raises `UserError` as `check`, and where no tokenizer is set."""
+    check(cfg)
+    if cfg.tokenizer is None:
+        raise UserError("data.tokenizer is unset and there is no parent to take it from: --set=parent=WORKDIR")
+    tokenizer = tokenizers.train(cfg.tokenizer, (), 0)
+    return Prepared(tokenizer, {}, {}, {"corpus": fingerprint(cfg), "tokenizer": tokenizer.hash}, {}, "")

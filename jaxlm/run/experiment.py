@@ -6,12 +6,15 @@ from jaxlm.config import UserError
 from jaxlm.data.chat import Chat, prepare_chat
 from jaxlm.data.preferences import Preferences, prepare_preferences
 from jaxlm.data.prepare import Data, Prepared, prepare
+from jaxlm.data.prompts import Prompts, prepare_prompts
 from jaxlm.nn.lora import LoRA
 from jaxlm.nn.transformer import ModelConfig
 from jaxlm.optim.optimizers import AdamW, Optimizer
 from jaxlm.run.checkpoint import Checkpointing
 from jaxlm.sharding import MeshConfig
+from jaxlm.steps import policy
 from jaxlm.steps.distill import Distill
+from jaxlm.steps.policy import PolicyGradient
 from jaxlm.steps.preference import Preference
 from jaxlm.steps.pretrain import NextToken
 from jaxlm.steps.reward import RewardModel
@@ -36,8 +39,8 @@ class Experiment:
     """
 
     model: ModelConfig | None
-    data: Data | Chat | Preferences = Data()
-    objective: NextToken | RewardModel | Preference | Distill = NextToken()
+    data: Data | Chat | Preferences | Prompts = Data()
+    objective: NextToken | RewardModel | Preference | Distill | PolicyGradient = NextToken()
     optimizer: Optimizer = AdamW()
     train: Train = Train()
     evaluation: Evaluation = Evaluation()
@@ -50,11 +53,18 @@ class Experiment:
     @property
     def heads(self) -> tuple[str, ...]:
         """The heads that the run's parameters have, as `nn.heads` names them."""
+        if isinstance(self.objective, PolicyGradient):
+            return policy.head_names(self.objective)
         return ("reward",) if isinstance(self.objective, RewardModel) else ("lm",)
 
 
-def prepared(data: Data | Chat | Preferences, progress: bool = True) -> Prepared:
-    """Packed rows of each kind of data: text to continue, conversations to answer in, answers with their ranks."""
+def prepared(data: Data | Chat | Preferences | Prompts, progress: bool = True) -> Prepared:
+    """Packed rows of each kind of data: text to continue, conversations to answer in, answers with their ranks.
+
+    Of prompts only the tokenizer and what lineage knows of them: their rows are made as the policy answers.
+    """
+    if isinstance(data, Prompts):
+        return prepare_prompts(data)
     if isinstance(data, Preferences):
         return prepare_preferences(data, progress)
     return prepare_chat(data, progress) if isinstance(data, Chat) else prepare(data, progress)

@@ -10,6 +10,7 @@ from jaxlm.data import tokenizer as tokenizers
 from jaxlm.data.chat import Chat
 from jaxlm.data.preferences import Preferences
 from jaxlm.data.prepare import Data, marks_documents
+from jaxlm.data.prompts import Prompts
 from jaxlm.data.tokenizer import Saved
 from jaxlm.nn import heads, transformer
 from jaxlm.nn import lora as adapters
@@ -29,7 +30,7 @@ class Run:
     step: int
 
     @property
-    def data(self) -> Data | Chat | Preferences:
+    def data(self) -> Data | Chat | Preferences | Prompts:
         """The definition of its data, with the tokenizer as it was saved: not trained again, whatever has changed."""
         return dataclasses.replace(self.experiment.data, tokenizer=Saved(str(storage.path(self.workdir) / "tokenizer")))
 

@@ -158,7 +158,9 @@ class Progress:
             return
         now = time.monotonic()
         parts = [f"step {step}/{self._total}"]
-        if "train/loss" in values:
+        if "train/reward" in values:  # the loss of a policy gradient says nothing
+            parts += [f"{name} {values[f'train/{name}']:.3f}" for name in ("reward", "right")]
+        elif "train/loss" in values:
             parts.append(f"loss {values['train/loss']:.4f}")
         if "train/tokens_per_second" in values:
             parts.append(f"{short(values['train/tokens_per_second'])} tokens/s")
@@ -177,6 +179,11 @@ class Progress:
         elif now - self._said >= PLAIN_SECONDS or step >= self._total:
             self._said = now
             self._print(line)
+
+    def say(self, text: str) -> None:
+        """A line of words that stays."""
+        if self._on:
+            self._print(text)
 
     def note(self, step: int, values: dict[str, float]) -> None:
         """A line of its own that stays, such as an evaluation's."""

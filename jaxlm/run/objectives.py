@@ -15,6 +15,7 @@ from jaxlm.data import tokenizer as tokenizers
 from jaxlm.data.chat import Chat
 from jaxlm.data.preferences import Preferences
 from jaxlm.data.prepare import Data
+from jaxlm.data.prompts import Prompts
 from jaxlm.nn import flops, lora
 from jaxlm.nn.definition import padded_vocab
 from jaxlm.run import checkpoint, load, manifest, reward
@@ -22,6 +23,7 @@ from jaxlm.run.experiment import Experiment
 from jaxlm.steps import distill, preference, pretrain, ranked
 from jaxlm.steps import reward as ranking
 from jaxlm.steps.distill import Distill
+from jaxlm.steps.policy import Critic, PolicyGradient
 from jaxlm.steps.preference import Preference
 from jaxlm.steps.pretrain import NextToken
 from jaxlm.steps.reward import RewardModel
@@ -78,16 +80,25 @@ def task(e: Experiment) -> Task:
     return TASKS[type(e.objective)]
 
 
+def data_kinds(e: Experiment) -> tuple[type, ...]:
+    """What the objective learns from."""
+    return (Prompts,) if isinstance(e.objective, PolicyGradient) else task(e).data
+
+
 # ---------------------------------------------------------------------------------------------------- where it began
 def origins(e: Experiment) -> dict[str, str]:
-    """Workdirs whose parameters the run reads, by what they are to it: its parent, its teacher."""
+    """Workdirs whose parameters the run reads, by what they are to it: its parent, its teacher, its critic's start."""
     teacher = e.objective.teacher if isinstance(e.objective, Distill) else None
-    return {what: workdir for what, workdir in (("parent", e.parent), ("teacher", teacher)) if workdir is not None}
+    critic = None
+    if isinstance(e.objective, PolicyGradient) and isinstance(e.objective.critic, Critic):
+        critic = e.parent if e.objective.critic.run is None else e.objective.critic.run
+    found = {"parent": e.parent, "teacher": teacher, "critic": critic}
+    return {what: workdir for what, workdir in found.items() if workdir is not None}
 
 
 def validate(e: Experiment) -> None:
     """Raises `UserError` where the objective cannot learn from this data, or lacks the run that it learns against."""
-    kinds, name = task(e).data, type(e.objective).__name__
+    kinds, name = data_kinds(e), type(e.objective).__name__
     if not isinstance(e.data, kinds):
         wanted = " or ".join(k.__name__ for k in kinds)
         raise UserError(f"objective {name} learns from {wanted}, and data is {type(e.data).__name__}")
@@ -95,7 +106,7 @@ def validate(e: Experiment) -> None:
         raise UserError(f"{type(e.objective.loss).__name__} needs the policy that it starts from: --set=parent=WORKDIR")
     for what, workdir in origins(e).items():
         theirs = load.load_experiment(workdir).heads
-        if "lm" not in theirs and (what == "teacher" or "lm" in e.heads):
+        if "lm" not in theirs and what != "critic" and (what == "teacher" or "lm" in e.heads):
             raise UserError(f"{what} {workdir} is a {theirs[0]} model, which predicts no tokens")
 
 
@@ -134,15 +145,20 @@ def read_reference(e: Experiment, mesh, records: dict):
         what = "teacher"
     else:
         return None
-    workdir, step = origins(e)[what], records[what]["step"]
-    theirs = load.load_bound(workdir)
-    checkpoint.read_metadata(workdir, step)  # says what is wrong when it is not there
-    if _checkpoint_hash(workdir, step) != records[what]["checkpoint"]:
-        raise UserError(f"checkpoint {step} of {what} {workdir} is not the one that this run began with")
-    params = load.read_params(workdir, theirs, step, mesh)
+    theirs, params = read_origin(e, what, mesh, records)
     if what == "teacher":
         return theirs.model, params
     return e.model, jax.tree.map(lambda x: x.astype(e.model.precision.params), params)
+
+
+def read_origin(e: Experiment, what: str, mesh, records: dict):
+    """(bound definition, parameters) of an origin, at the checkpoint that lineage.json recorded; never another."""
+    workdir, step = origins(e)[what], records[what]["step"]
+    checkpoint.read_metadata(workdir, step)  # says what is wrong when it is not there
+    if _checkpoint_hash(workdir, step) != records[what]["checkpoint"]:
+        raise UserError(f"checkpoint {step} of {what} {workdir} is not the one that this run began with")
+    theirs = load.load_bound(workdir)
+    return theirs, load.read_params(workdir, theirs, step, mesh)
 
 
 def flops_per_token(e: Experiment, reference) -> float:

@@ -139,6 +139,16 @@ def evaluate_function(e: Experiment, mesh, tokenizer, valid: dict, reference=Non
     return call
 
 
+def open_workdir(e: Experiment, workdir, base: Experiment | None, tokenizer):
+    """The run directory with what is known before the first step; returns its path."""
+    root = storage.make_dir(workdir)
+    storage.write_text(root / "config.json", config.to_json(e))
+    storage.write_text(root / "diff.txt", "".join(f"{line}\n" for line in config.diff(base or e, e)))
+    lineage.write_environment(root)
+    tokenizer.save(root / "tokenizer")
+    return root
+
+
 def train(e: Experiment, workdir, base: Experiment | None = None) -> int:
     """Runs or resumes the experiment in `workdir`; returns the exit code. `base` is what `diff.txt` compares with."""
     use_compilation_cache()
@@ -154,12 +164,7 @@ def train(e: Experiment, workdir, base: Experiment | None = None) -> int:
     lora.validate(e.model, e.lora)
     lineage.check_same_experiment(workdir, e)
 
-    root = storage.make_dir(workdir)
-    storage.write_text(root / "config.json", config.to_json(e))
-    storage.write_text(root / "diff.txt", "".join(f"{line}\n" for line in config.diff(base or e, e)))
-    lineage.write_environment(root)
-    tokenizer.save(root / "tokenizer")
-
+    root = open_workdir(e, workdir, base, tokenizer)
     checkpoints = Checkpoints(root, e.checkpoint)
     found = checkpoints.latest()
     if found is None:

@@ -1,0 +1,147 @@
+"""What a practitioner looks at in a run of reinforcement learning: figures of a rollout, and what is healthy in each.
+
+`metrics_help.json` in the workdir says the same: {name: {"about", "healthy": [low, high]}}.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jaxlm import storage
+from jaxlm.feedback.alarms import repetition
+from jaxlm.feedback.scoring import part_metrics
+from jaxlm.run.log import Progress
+from jaxlm.run.preflight import no_spread
+from jaxlm.steps.rollout import Sample
+
+HELP_FILE = "metrics_help.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Help:
+    about: str
+    low: float = -math.inf
+    high: float = math.inf
+
+
+# Without the prefix `train/`. A name that ends in a slash stands for all that begin with it.
+HELP: dict[str, Help] = {
+    "reward": Help("mean of what is maximized, after what a missing stop does to it; rises, slower and slower"),
+    "reward_std": Help("its spread over the samples; 0 teaches nothing", 1e-6),
+    "reward/": Help("a part of the reward: its mean, its spread, the share that it could not score"),
+    "right": Help("the task's own verdict, whatever is maximized; must rise with the reward"),
+    "unscored": Help("share of samples without a reward, left out", 0.0, 0.05),
+    "groups_without_spread": Help("share of prompts whose samples all have one reward: wasted", 0.0, 0.7),
+    "dropped_groups": Help("share of prompts that dynamic sampling threw away", 0.0, 0.7),
+    "missing_groups": Help("share of a step's prompts that dynamic sampling did not find in its retries", 0.0, 0.25),
+    "eos_rate": Help("share of responses that ended by themselves; the others ran into max_tokens", 0.9, 1.0),
+    "length/mean": Help("sampled tokens of a response; a drift without a gain in `right` is a reward for length"),
+    "length/max": Help("of the longest response; at max_tokens they are cut"),
+    "length/right": Help("of right responses (verdict above a half)"),
+    "length/wrong": Help("of the others"),
+    "repetition": Help("share of repeated 4-grams in a response; above .3 it babbles", 0.0, 0.3),
+    "entropy": Help("nats per token of the policy; falls as it learns, near 0 nothing is explored", 0.01),
+    "surprisal": Help("-log p of the samples per token: the entropy as the samples estimate it"),
+    "kl/reference": Help("nats per response to the parent; what is gained should be read against it", -0.5, 100.0),
+    "kl/sqrt": Help("its root, the axis on which over-optimization is drawn"),
+    "kl/coefficient": Help("of the KL in the reward"),
+    "kl": Help("the KL term of the loss"),
+    "approximate_kl": Help("KL(old || new) per token, the mean over a step's updates", 0.0, 0.05),
+    "last/approximate_kl": Help("of the step's last update: how far one rollout was taken", 0.0, 0.1),
+    "first/ratio_deviation_max": Help("largest |ratio - 1| of the first update: 0, or scoring is wrong", 0.0, 1e-3),
+    "ratio_deviation": Help("mean |ratio - 1|", 0.0, 0.2),
+    "ratio_deviation_max": Help("largest |ratio - 1|, the mean over updates"),
+    "ratio_histogram/": Help("share of tokens with such a ratio; the mass belongs around 1"),
+    "clip_fraction_low": Help("share of tokens that the lower clip silences; 0 at one update per rollout", 0.0, 0.3),
+    "clip_fraction_high": Help("the same of the upper clip", 0.0, 0.3),
+    "sampler_gap": Help("mean |log p(trainer) - log p(sampler)|; 1e-6 in float32, .01 in bfloat16", 0.0, 0.02),
+    "sampler_gap_max": Help("the largest one; 1e-4 in float32", 0.0, 0.5),
+    "importance_weight": Help("mean truncated weight trainer / sampler", 0.9, 1.1),
+    "importance_capped": Help("share of tokens whose weight was cut", 0.0, 0.01),
+    "advantage_std": Help("spread of the advantages; 0 teaches nothing", 1e-6),
+    "value/explained_variance": Help("of the returns by the critic: 1 perfect, below 0 it harms", -0.2, 1.0),
+    "value/mean": Help("mean value; follows value/return_mean"),
+    "value/return_mean": Help("mean return"),
+    "value_clip_fraction": Help("share of tokens at which the value clip decides", 0.0, 0.5),
+    "critic/value": Help("the critic's loss: half the squared error; falls at first, then follows the returns"),
+    "critic/clip_fraction": Help("share of tokens at which the value clip decides", 0.0, 0.5),
+    "gradient_norm": Help("before clipping; a jump by ten times is a bad batch", 0.0, 1e3),
+    "skipped": Help("steps without a single finite update", 0.0, 0.0),
+    "updates_skipped": Help("updates left out as not finite", 0.0, 0.0),
+    "row_fill": Help("share of the packed rows that is no padding", 0.5, 1.0),
+    "tools/": Help("calls, failures and seconds of the tools since this start"),
+    "seconds/": Help("of a step: sampling, rewards, updates"),
+}  # fmt: skip
+
+
+def help_of(name: str) -> Help | None:
+    """What is known of a metric by its name without `train/`."""
+    return HELP.get(name) or next((h for n, h in HELP.items() if n.endswith("/") and name.startswith(n)), None)
+
+
+def write_help(workdir) -> None:
+    def bound(x: float) -> float | None:
+        return x if math.isfinite(x) else None
+
+    table = {f"train/{n}": {"about": h.about, "healthy": [bound(h.low), bound(h.high)]} for n, h in HELP.items()}
+    storage.write_json(storage.path(workdir) / HELP_FILE, table)
+
+
+def unhealthy(values: Mapping[str, float]) -> dict[str, str]:
+    """{name: what is wrong} of the metrics that are out of their range. Names with `train/`."""
+    out = {}
+    for name, value in values.items():
+        h = help_of(name.removeprefix("train/")) if name.startswith("train/") else None
+        if h is not None and not h.low <= value <= h.high:
+            healthy = f"healthy: {h.low:g} to {h.high:g}" if math.isfinite(h.high) else f"healthy: above {h.low:g}"
+            out[name] = f"{name} is {value:.4g}, {healthy} ({h.about})"
+    return out
+
+
+class Watch:
+    """A sink of metrics that says what has just left its healthy range, once until it has been back."""
+
+    def __init__(self, progress: Progress):
+        self._progress, self._out = progress, set()
+
+    def __call__(self, step: int, values: dict[str, float]) -> None:
+        found = unhealthy(values)
+        for name in found.keys() - self._out:
+            self._progress.say(f"step {step}: {found[name]}")
+        self._out = (self._out - values.keys()) | found.keys()
+
+
+# --------------------------------------------------------------------------------------------------------- a rollout
+def groups_without_spread(samples: Sequence[Sample], rewards: Sequence[float | None]) -> float:
+    records = [{"group": s.place, "reward": r} for s, r in zip(samples, rewards, strict=True)]
+    return no_spread(records) or 0.0
+
+
+def of_samples(
+    samples: Sequence[Sample],
+    rewards: Sequence[float | None],
+    right: Sequence[float | None],
+    seen: Mapping[str, Sequence[float | None]],
+) -> dict[str, float]:
+    """Figures of scored samples. seen: the values of each part of the reward."""
+    known = [r for r in rewards if r is not None]
+    verdicts = [v for v in right if v is not None]
+    lengths = np.array([s.length for s in samples], float)
+    good = np.array([v is not None and v > 0.5 for v in right])
+    out = {
+        "reward": float(np.mean(known)) if known else 0.0,
+        "reward_std": float(np.std(known)) if known else 0.0,
+        "right": float(np.mean(verdicts)) if verdicts else 0.0,
+        "unscored": 1 - len(known) / len(samples),
+        "groups_without_spread": groups_without_spread(samples, rewards),
+        "eos_rate": float(np.mean([s.ended for s in samples])),
+        "length/mean": float(lengths.mean()),
+        "length/max": float(lengths.max()),
+        "repetition": float(np.mean([repetition(s.reply.completion.ids) for s in samples])),
+    }
+    for name, which in (("right", good), ("wrong", ~good)):
+        if which.any():
+            out[f"length/{name}"] = float(lengths[which].mean())
+    return out | part_metrics(seen)

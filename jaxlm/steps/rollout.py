@@ -1,0 +1,226 @@
+"""What the policy says at a step, and how it becomes rows to train on.
+
+Sampling is a function of the parameters, the seed and the step: a prompt's place in the step and a sample's rank give
+its sample id, and nothing else does, so that an interrupted rollout comes out the same again. The ids that were
+sampled are those that are trained on.
+
+A sequence is a prompt with its reply, arrays of one length. Several of them are packed into a row, whole, each a
+segment of its own; padded rows are the case of one sequence a row.
+
+Legend: R rows, T row length (context + 1), n length of a sequence.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxlm import sharding
+from jaxlm.config import UserError
+from jaxlm.data.chat import fit
+from jaxlm.data.conversation import Message
+from jaxlm.data.prompts import Prompt, ids_of
+from jaxlm.data.tokenizer import Tokenizer
+from jaxlm.data.trajectory import Trajectory
+from jaxlm.feedback import parts, scoring
+from jaxlm.feedback.scoring import Reward
+from jaxlm.nn.transformer import ModelConfig
+from jaxlm.sample.chat import Reply, fitted, reply
+from jaxlm.sample.engine import Sampling, generate
+from jaxlm.tools import Counters, Tool
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """All that decides how a policy is sampled, its parameters, the prompts and the seed aside."""
+
+    model: ModelConfig
+    tokenizer: Tokenizer
+    context: int  # most tokens of prompt and reply together
+    max_tokens: int
+    tools: Mapping[str, Tool] | None = None
+    max_calls: int = 4
+    slots: int | None = None
+    mesh: jax.sharding.Mesh | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """place: of its prompt among those of the step; samples of one prompt share it."""
+
+    prompt: Prompt
+    place: int
+    rank: int
+    prompt_ids: tuple[int, ...]
+    reply: Reply
+    temperature: float
+
+    @property
+    def ended(self) -> bool:
+        """By a stop token, and not by the limit."""
+        return self.reply.completion.finish_reason == "stop"
+
+    @property
+    def length(self) -> int:
+        """Tokens that the policy sampled."""
+        return sum(self.reply.completion.sampled)
+
+
+def seed_of(seed: int, stream: int, step: int) -> int:
+    """The seed of one step's sampling, 32 bits."""
+    return int(np.random.SeedSequence([seed % 2**64, stream, step]).generate_state(1)[0])
+
+
+def sample(
+    s: Sampler,
+    params,
+    prompts: Sequence[Prompt],
+    samples: int,
+    temperature: float,
+    seed: int,
+    first: int = 0,
+    counters: Counters | None = None,
+) -> list[Sample]:
+    """`samples` replies to each prompt, those of a prompt together. first: the place of the first prompt.
+
+    Raises `UserError` for a prompt that leaves no room for `max_tokens` in the context.
+    """
+    sampling = Sampling(temperature=temperature, max_tokens=s.max_tokens, seed=seed)
+    where = [(p, first + i, rank) for i, p in enumerate(prompts) for rank in range(samples)]
+    sample_ids = [place * samples + rank for _, place, rank in where]
+    if isinstance(prompts[0].asked, str):
+        each = [ids_of(p, s.tokenizer) for p in prompts]
+        for p, ids in zip(prompts, each):
+            if len(ids) + s.max_tokens > s.context:
+                raise UserError(
+                    f"prompt {p.id} has {len(ids)} tokens, which with objective.max_tokens={s.max_tokens} "
+                    f"is more than data.context={s.context}"
+                )
+        repeated = [ids for ids in each for _ in range(samples)]
+        completions = generate(
+            s.model, params, s.tokenizer, repeated, sampling, sample_ids, s.slots, mesh=s.mesh
+        )  # fmt: skip
+        replies = [Reply(Message("assistant", c.text), c) for c in completions]
+    else:
+        may_call = s.tools is not None
+        each = [fitted(p.asked, s.tokenizer, sampling, s.context, may_call) for p in prompts]
+        repeated = [ids for ids in each for _ in range(samples)]
+        replies = reply(
+            *(s.model, params, s.tokenizer, [p.asked for p, _, _ in where], sampling),
+            limit=s.context, sample_ids=sample_ids, slots=s.slots, tools=s.tools, counters=counters,
+            max_calls=s.max_calls, mesh=s.mesh,
+        )  # fmt: skip
+    return [
+        Sample(p, place, rank, tuple(ids), r, temperature)
+        for (p, place, rank), ids, r in zip(where, repeated, replies, strict=True)
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------ the rewards
+def score(reward: Reward, found: Sequence[Sample], step: int, timeout: float | None, name: str) -> list[float | None]:
+    """What a reward function gives each sample, the same on every process; only the first one asks.
+
+    The metadata holds, besides the prompt's own, the sample's `address`, `finish_reason` and number of `tokens`.
+    """
+
+    def ask() -> list[float | None]:
+        about = [
+            s.prompt.metadata
+            | {
+                parts.ADDRESS: f"{step}/{s.place}/{s.rank}",
+                "finish_reason": s.reply.completion.finish_reason,
+                "tokens": s.length,
+            }
+            for s in found
+        ]
+        return scoring.scores(reward, [s.prompt.asked for s in found], [s.reply for s in found], about, timeout, name)
+
+    return ask() if jax.process_count() == 1 else _shared(ask, len(found))
+
+
+def _shared(ask: Callable[[], list[float | None]], count: int) -> list[float | None]:
+    """Process 0's answer, or its failure, on every process: the others would wait for it at the next collective."""
+    values, error = np.full(count, np.nan), None
+    if jax.process_index() == 0:
+        try:
+            values = np.array([np.nan if v is None else v for v in ask()], np.float64)
+        except UserError as e:
+            error = e
+    failed = multihost_utils.broadcast_one_to_all(np.int32(error is not None))
+    if failed:
+        raise error or UserError("the reward function failed on process 0, which says how")
+    # As bytes: without 64-bit types enabled the values would be rounded.
+    sent = multihost_utils.broadcast_one_to_all(values.view(np.uint32))
+    return [None if np.isnan(v) else float(v) for v in np.asarray(sent, np.uint32).view(np.float64)]
+
+
+# -------------------------------------------------------------------------------------------------------- the rows
+Columns = dict[str, np.ndarray]  # name -> [n]
+
+FILL = {"temperature": 1.0}  # what padding holds where that is not 0: no temperature is 0
+
+
+def columns(s: Sample) -> Columns:
+    """The fields of `Trajectory` that the sampler knows."""
+    c, before = s.reply.completion, len(s.prompt_ids)
+    tokens = np.array([*s.prompt_ids, *c.ids], np.int32)
+    return {
+        "tokens": tokens,
+        "sampled_by_policy": np.array([*[False] * before, *c.sampled], bool),
+        "rollout_logprobs": np.array([*[0.0] * before, *c.logprobs], np.float32),
+        "temperature": np.full(len(tokens), s.temperature or 1.0, np.float32),
+    }
+
+
+def layout(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Which sequences share a row of so many tokens."""
+    return list(fit(lengths, width))
+
+
+def row_count(needed: int, unit: int) -> int:
+    """Rows of a batch: at least `needed`, a multiple of `unit`, and one of few numbers, so that few programs compile.
+
+    At most a fifth of the rows is empty.
+    """
+    units = -(-max(needed, 1) // unit)
+    step = 1 << max(0, units.bit_length() - 3)
+    return -(-units // step) * step * unit
+
+
+def arrange(sequences: Sequence[Columns], rows: Sequence[Sequence[int]], count: int, width: int) -> Trajectory:
+    """Numpy [count, width]: the sequences that `rows` names, with their positions and segments; the rest is padding."""
+    names = sequences[0].keys() if sequences else ()
+    out = {k: np.full((count, width), FILL.get(k, 0), sequences[0][k].dtype) for k in names}
+    positions, segments = np.zeros((2, count, width), np.int32)
+    for r, members in enumerate(rows):
+        at = 0
+        for number, i in enumerate(members, 1):
+            span = slice(at, at + len(sequences[i]["tokens"]))
+            for name in names:
+                out[name][r, span] = sequences[i][name]
+            positions[r, span], segments[r, span] = np.arange(span.stop - at), number
+            at = span.stop
+    return Trajectory(**out, positions=positions, segments=segments)
+
+
+def gathered(x_RT: np.ndarray, sequences: Sequence[Columns], rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    """The inverse of `arrange` for one field: each sequence's part, in the order of the sequences."""
+    out: list = [None] * len(sequences)
+    for r, members in enumerate(rows):
+        at = 0
+        for i in members:
+            out[i] = x_RT[r, at : at + len(sequences[i]["tokens"])]
+            at += len(out[i])
+    return out
+
+
+def place(batch: Trajectory, mesh) -> Trajectory:
+    """The same rows as global arrays over the mesh's batch axes; every process holds them all."""
+
+    def one(x):
+        where = sharding.sharding_for(mesh, ("batch", *(None,) * (x.ndim - 1)))
+        return jax.make_array_from_callback(x.shape, where, lambda index: x[index])
+
+    return jax.tree.map(one, batch)
