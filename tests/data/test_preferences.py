@@ -145,7 +145,7 @@ def test_lines_that_cannot_be_used_are_named(tmp_path, record, words):
 
 @pytest.mark.parametrize("source", [Comparisons("nowhere.jsonl"), Rankings("nowhere.db"), HH("nowhere.gz")])
 def test_a_missing_file_is_named(source):
-    with pytest.raises(UserError, match="no such file.*nowhere"):
+    with pytest.raises(UserError, match=r"no such file.*nowhere"):
         read(source)
 
 

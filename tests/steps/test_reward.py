@@ -73,9 +73,13 @@ def solved(values):
 
 @pytest.mark.parametrize(
     "loss, at_zero, at_gaps",
-    [(BradleyTerry(), math.log(2), 0.207038), (PlackettLuce(), math.log(24), 1.161057), (BestOfK(), math.log(4), 0.440190)],
-    ids=lambda x: type(x).__name__,
-)  # fmt: skip
+    [
+        (BradleyTerry(), math.log(2), 0.207038),
+        (PlackettLuce(), math.log(24), 1.161057),
+        (BestOfK(), math.log(4), 0.440190),
+    ],
+    ids=["bradley_terry", "plackett_luce", "best_of_k"],
+)
 def test_the_oracles_through_the_whole_model(loss, at_zero, at_gaps):
     """Rewards 2, 1, 0, -1 in their order, and all alike: the loss of InstructGPT, Plackett and Luce, best of four."""
     value = jax.jit(lambda p, b: reward.make_loss(RewardModel(loss), MODEL)(p, b, None))
@@ -103,7 +107,7 @@ def test_the_loss_is_the_mean_over_prompts_of_the_mean_over_their_pairs():
 
 def test_one_gradient_however_the_batch_is_cut():
     loss = reward.make_loss(RewardModel(BradleyTerry(margin=0.5)), DOUBLE)
-    gradient, _ = offline.same_on_microbatches_and_devices(loss, HEADS, {"fsdp": 4, "tensor": 2})
+    gradient, _ = offline.same_on_microbatches_and_devices(loss, HEADS, {"fsdp": 4, "tensor": 2}, (2, 4))
     assert abs(gradient["heads"]["reward"]["bias"]) < 1e-12  # only differences are trained
     assert np.abs(gradient["heads"]["reward"]["kernel"]).max() > 0.01
 
