@@ -23,8 +23,7 @@ from absl import flags
 
 import experiments  # noqa: F401  registers definitions and edits
 from jaxlm import config
-from jaxlm.run import exits
-from jaxlm.run.train import train
+from jaxlm.run import exits, rl
 from launch import common
 
 EXPERIMENT = flags.DEFINE_string("experiment", None, "Name of the definition; --list shows them.")
@@ -52,7 +51,7 @@ def main() -> int:
         return exits.EXIT_DONE
     if WORKDIR.value is None:
         raise config.UserError("--workdir=DIR is missing: the folder that is to hold the run")
-    return train(e, WORKDIR.value, base)
+    return rl.run(e, WORKDIR.value, base)
 
 
 if __name__ == "__main__":

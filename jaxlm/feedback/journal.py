@@ -86,11 +86,13 @@ def tools(journal: Journal, step: int, found: Mapping[str, Tool]) -> dict[str, T
 def reward(journal: Journal, step: Callable[[], int], name: str, inner: Reward, address: str) -> Reward:
     """The same reward function, but a sample's value is the first that it was given.
 
-    A sample is known by its metadata's `address`; only those that have no value yet are handed on, all at once.
+    A sample is known by its metadata's `address` and the ids of its reply; only those that have no value yet are
+    handed on, all at once.
     """
 
     def asked(prompts: Sequence, completions: Sequence, metadata: Sequence[dict]) -> list[float | None]:
-        keys = [f"reward {name} {m[address]}" for m in metadata]
+        said = [storage.sha256_text(repr(c.completion.ids))[:16] for c in completions]
+        keys = [f"reward {name} {m[address]} {ids}" for m, ids in zip(metadata, said, strict=True)]
         new = [i for i, key in enumerate(keys) if not journal.has(step(), key)]
         if new:
             given = scores(inner, *([x[i] for i in new] for x in (prompts, completions, metadata)), None, name)

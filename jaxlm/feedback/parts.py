@@ -121,7 +121,7 @@ def _function(path: str) -> Reward:
     return found
 
 
-def _asked(prompt, metadata) -> str:
+def asked_text(prompt, metadata: dict | None = None) -> str:
     """The text whose numbers a solution may use."""
     return prompt.messages[-1].text if isinstance(prompt, Conversation) else prompt
 
@@ -139,7 +139,7 @@ def _one(
         case Format():
             return shaping.format_reward(tools, tokenizer)
         case Steps():
-            return shaping.process_reward(_asked)
+            return shaping.process_reward(asked_text)
         case Shorter():
             return shaping.length_reward(functools.partial(shaping.linear, longest=part.longest))
         case SoftLength():

@@ -37,7 +37,7 @@ def save_figure(figure, p) -> None:
     storage.write_bytes(p, buffer.getvalue())
 
 
-def _series(records: list[dict], name: str) -> tuple[list[int], list[float]]:
+def series(records: list[dict], name: str) -> tuple[list[int], list[float]]:
     pairs = [(r["step"], r[name]) for r in records if name in r and math.isfinite(r[name])]
     return [s for s, _ in pairs], [v for _, v in pairs]
 
@@ -75,7 +75,7 @@ def loss_curve(workdir, unit: str = "nats per token"):
         return None
     records = read_metrics(workdir)
     axes = figure.add_subplot()
-    steps, losses = _series(records, "train/loss")
+    steps, losses = series(records, "train/loss")
     curves = [losses]
     axes.plot(steps, losses, color=COLORS[0], alpha=0.25, linewidth=1)
     axes.plot(
@@ -89,19 +89,19 @@ def loss_curve(workdir, unit: str = "nats per token"):
     if len(names) == 2:  # one source: the sum over all is the same curve
         names.pop("eval/all/loss", None)
     for i, name in enumerate(names):
-        steps, values = _series(records, name)
+        steps, values = series(records, name)
         curves.append(values)
         label = f"validation, {name[len('eval/') : -len('/loss')]}"
         axes.plot(steps, values, "o-", color=COLORS[1 + i % 6], markersize=4, label=label)
     if limits := _limits(curves):
         axes.set_ylim(*limits)
-    _label(axes, "step", f"loss, {unit}")
+    label_axes(axes, "step", f"loss, {unit}")
     target = storage.path(workdir) / "report" / "loss.png"
     save_figure(figure, target)
     return target
 
 
-def _label(axes, x: str, y: str) -> None:
+def label_axes(axes, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.grid(alpha=0.25)
@@ -130,8 +130,8 @@ def compare(workdirs: Sequence, out, metric: str = "eval/all/loss", names: Seque
         by_time.plot([r["seconds"] for r in records], values, **style)
     if limits := _limits(curves):
         by_step.set_ylim(*limits)
-    _label(by_step, "step", metric)
-    _label(by_time, "seconds", "")
+    label_axes(by_step, "step", metric)
+    label_axes(by_time, "seconds", "")
     save_figure(figure, out)
     return storage.path(out)
 
