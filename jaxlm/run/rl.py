@@ -269,7 +269,9 @@ class Trainer:
         s, update_metrics = learn.learn(self.learner, s, credited.columns, n)
         s = learn.controlled(self.learner, s, credited.kl_N)
         metrics |= {k: float(v) for k, v in jax.device_get(update_metrics).items()}
-        return s, metrics | {"seconds/updates": time.perf_counter() - scored}
+        ended = time.perf_counter()
+        rates = {"steps_per_second": 1 / (ended - began), "responses_per_second": len(samples) / (ended - began)}
+        return s, metrics | rates | {"seconds/updates": ended - scored}
 
 
 # ---------------------------------------------------------------------------------------------------------- the run
@@ -319,7 +321,7 @@ def train_rl(e: Experiment, workdir, base: Experiment | None = None) -> int:
     evaluation = rl_evals.Evaluation(e, trainer, log, progress, root)
     recorder = loop.Recorder(
         first=first,
-        rates={"train/steps_per_second": 1.0, "train/responses_per_second": e.train.batch_size},
+        rates={},  # a step reads its own results: it knows how long it took
         max_skipped=e.train.max_skipped,
         sinks=[log.write, progress.update, rl_metrics.Watch(progress)],
         skipped=int(s.skipped),
