@@ -83,7 +83,7 @@ def write_scale(e, mesh, params, valid: dict, workdir, step: int) -> None:
     found = []
     with jax.set_mesh(mesh):
         for packed in valid.values():
-            for batch in evaluation_batches(packed, e.evaluation.batch_size, mesh, e.evaluation.max_batches):
+            for batch in evaluation_batches(packed, e.evaluation.batch_size, mesh):
                 scores_BS, present_BS = map(np.asarray, score(params, batch))
                 found += scores_BS[present_BS].tolist()
     _write(workdir, found, step)
