@@ -1,0 +1,322 @@
+"""Whole runs of reinforcement learning: resumed equals uninterrupted bit by bit, faulty rewards leave a run intact."""
+
+import dataclasses
+import json
+import os
+import signal
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlm import config, sharding
+from jaxlm.config import UserError
+from jaxlm.data.prepare import Data
+from jaxlm.data.prompts import Addition, Prompts
+from jaxlm.data.tokenizer import Bytes
+from jaxlm.feedback.journal import Journal
+from jaxlm.feedback.journal import tools as journaled_tools
+from jaxlm.feedback.parts import Chance, Correct, Function
+from jaxlm.nn.transformer import ModelConfig
+from jaxlm.optim.optimizers import AdamW
+from jaxlm.optim.schedules import Linear
+from jaxlm.rl.kl import Adaptive
+from jaxlm.rl.rewards import Replace
+from jaxlm.run import checkpoint, exits, load, rl, rl_metrics, train
+from jaxlm.run.checkpoint import Checkpointing
+from jaxlm.run.experiment import Evaluation, Experiment
+from jaxlm.run.log import read_metrics
+from jaxlm.sharding import MeshConfig
+from jaxlm.steps import learn, state
+from jaxlm.steps.policy import DAPO, GRPO, PPO, Critic
+from jaxlm.steps.update import Train
+from jaxlm.tools import Tool, call
+from tests.run import rewarding
+
+STEPS = 4
+REWARD = Function("tests.run.rewarding:reward")
+FAST = AdamW(lr=3e-3, weight_decay=0.0, schedule=Linear())
+
+
+@pytest.fixture(autouse=True)
+def behaves():
+    rewarding.WAY["now"] = "length"
+    yield
+    rewarding.WAY["now"] = "length"
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    """PPO with all that has a state: a critic, an adaptive KL; a reward that a policy can raise at once."""
+    return Experiment(
+        model=ModelConfig(layers=1, width=16, heads=2, hidden=32),
+        data=Prompts(task=Addition(digits=1), tokenizer=Bytes(), context=24),
+        objective=dataclasses.replace(
+            PPO, reward=(REWARD, Correct(0.5)), samples=4, max_tokens=4, epochs=2, minibatches=2,
+            kl=Adaptive(0.1, target=0.5, horizon=40.0), critic=Critic(optimizer=FAST), missing_stop=Replace(-1.0),
+            heldout_prompts=4, heldout_samples=2, reward_timeout=2.0, slots=4,
+        ),
+        optimizer=FAST,
+        train=Train(steps=STEPS, batch_size=16, log_every=1),
+        evaluation=Evaluation(every=2),
+        checkpoint=Checkpointing(every=2, keep_latest=3),
+        mesh=MeshConfig(fsdp=1),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(experiment, tmp_path_factory):
+    rewarding.WAY["now"] = "length"
+    workdir = tmp_path_factory.mktemp("rl") / "whole"
+    assert rl.run(experiment, workdir, experiment) == exits.EXIT_DONE
+    return workdir
+
+
+def saved(workdir):
+    """Every array of the newest checkpoint."""
+    e = load.load_bound(workdir)
+    mesh = sharding.make_mesh(MeshConfig(fsdp=1))
+    target = learn.abstract(e.objective, e.optimizer, e.model, e.lora, e.model, mesh)
+    with checkpoint.Checkpoints(workdir, e.checkpoint) as checkpoints:
+        return jax.device_get(checkpoints.restore(target)[0])
+
+
+def said(workdir):
+    """The metrics that say nothing of time."""
+    timed = ("seconds", "per_second", "skipped_first")
+    return [{k: v for k, v in r.items() if not any(t in k for t in timed)} for r in read_metrics(workdir)]
+
+
+def assert_same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+# ------------------------------------------------------------------------------------------------------- a whole run
+def test_a_run_leaves_what_a_reader_needs(experiment, whole):
+    for name in ("config.json", "diff.txt", "environment.json", "lineage.json", "metrics.jsonl", "metrics_help.json",
+                 "preflight.txt", "journal.jsonl", "report/rl.png", "samples/00000004.jsonl"):  # fmt: skip
+        assert (whole / name).exists(), name
+    records = read_metrics(whole)
+    assert [r["step"] for r in records] == list(range(STEPS + 1))
+    assert {r["step"] for r in records if "eval/pass@1" in r} == {0, 2, 4}
+    assert {"eval/greedy", "eval/pass@2", "eval/score", "eval/reward"} <= records[0].keys()
+    assert "go" in (whole / "preflight.txt").read_text().splitlines()[-1]
+    last = records[-1]
+    wanted = """reward/function reward/correct kl/reference kl/coefficient entropy critic/value eos_rate length/mean
+        value/explained_variance ratio_histogram/0.99_1.01 clip_fraction_high sampler_gap_max first/ratio_deviation_max
+        groups_without_spread seconds/sampling""".split()
+    assert {f"train/{n}" for n in wanted} <= last.keys()
+    assert records[1]["train/kl/reference"] == 0.0 and records[1]["train/kl/coefficient"] == pytest.approx(0.1)
+    assert last["train/kl/coefficient"] != records[2]["train/kl/coefficient"]
+    assert all(r["train/first/ratio_deviation_max"] < 1e-5 for r in records[1:])
+    assert all(r["train/sampler_gap_max"] < 1e-4 for r in records[1:])
+    told = json.loads((whole / "metrics_help.json").read_text())
+    strange = {k for k in last if k.startswith("train/") and rl_metrics.help_of(k[6:]) is None}
+    plain = """loss policy learning_rate rows steps_per_second responses_per_second critic/gradient_norm
+        critic/learning_rate""".split()
+    assert strange == {f"train/{n}" for n in plain}
+    assert told["train/eos_rate"]["healthy"] == [0.9, 1.0]
+
+
+def test_what_others_read_of_the_workdir_is_the_policy(experiment, whole):
+    run = load.load_run(whole)
+    assert run.step == STEPS
+    assert_same(run.params, saved(whole).params)
+    assert run.encode("1+2=")[0] == run.tokenizer.bos
+    child = config.override(experiment, {"parent": str(whole), "model": None, "data.tokenizer": None, "train.steps": 1})
+    mesh = sharding.make_mesh(MeshConfig(fsdp=1))
+    child = train.bind(train.inherit(child), run.tokenizer.vocab_size)
+    begun = rl.begin(child, mesh, rl._records(child))
+    assert_same(begun.params, run.params)
+    assert_same(begun.critic.params["backbone"], run.params["backbone"])
+    assert not np.any(begun.critic.params["heads"]["value"]["kernel"])
+
+
+def stop(monkeypatch, at, action, name="__call__"):
+    original = getattr(rl.Trainer, name)
+
+    def call(self, s, n):
+        if n == at:
+            action()
+        return original(self, s, n)
+
+    monkeypatch.setattr(rl.Trainer, name, call)
+
+
+def test_sigterm_saves_and_the_resumed_run_ends_bit_equal(experiment, whole, tmp_path, monkeypatch):
+    with monkeypatch.context() as m:
+        stop(m, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert rl.run(experiment, tmp_path / "run", experiment) == exits.EXIT_PREEMPTED
+    assert checkpoint.newest(tmp_path / "run") == 3
+    assert rl.run(experiment, tmp_path / "run", experiment) == exits.EXIT_DONE
+    assert_same(saved(tmp_path / "run"), saved(whole))
+    assert said(tmp_path / "run") == said(whole)
+
+
+def test_an_interrupted_rollout_comes_out_the_same_with_what_was_answered(experiment, tmp_path, monkeypatch):
+    """The reward is a new draw whenever it is asked: what the journal knows is not asked again."""
+    rewarding.WAY["now"] = "chance"
+    e = config.override(experiment, {"objective.preflight": "off"})
+
+    def crash(*_, **__):
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as m:
+        stop(m, 3, lambda: m.setattr(learn, "credit", crash))
+        with pytest.raises(RuntimeError, match="power cut"):
+            rl.run(e, tmp_path / "run", e)
+    assert checkpoint.newest(tmp_path / "run") == 2
+
+    def journal():
+        return [json.loads(line) for line in (tmp_path / "run" / "journal.jsonl").read_text().splitlines()]
+
+    before = journal()
+    again = [r for r in before if r["step"] in (2, 3) and " eval/" not in r["key"]]
+    assert len(again) == 32
+    assert rl.run(e, tmp_path / "run", e) == exits.EXIT_DONE
+    assert journal()[: len(before)] == before
+    assert not [r for r in journal()[len(before) :] if " eval/" not in r["key"]]
+    own = [r["value"] for r in again if r["step"] == 3]
+    assert read_metrics(tmp_path / "run")[-1]["train/reward/function"] == pytest.approx(np.mean(own))
+
+
+def test_eight_devices_give_the_rewards_of_one(experiment, whole, tmp_path):
+    e = config.override(experiment, {"mesh.fsdp": 4, "mesh.tensor": 2, "train.steps": 1, "objective.preflight": "off"})
+    assert rl.run(e, tmp_path / "run", experiment) == exits.EXIT_DONE
+    one, eight = said(whole)[1], said(tmp_path / "run")[1]
+    for name in ("train/reward", "train/length/mean", "train/eos_rate"):
+        assert eight[name] == one[name]
+    assert eight["train/advantage_std"] == pytest.approx(one["train/advantage_std"], rel=1e-4)
+
+
+# --------------------------------------------------------------------------------------------------- faulty rewards
+def test_a_faulty_reward_ends_the_run_clearly_and_leaves_it_intact(experiment, tmp_path, monkeypatch):
+    e = config.override(experiment, {"objective.preflight": "off", "objective.reward_timeout": 0.3})
+    ways = {"raises": "no such luck", "nan": "it gave nan", "hangs": "no answer within 0.3 s"}
+    for way, words in ways.items():
+        with monkeypatch.context() as m:
+            stop(m, 3, lambda way=way: rewarding.WAY.update(now=way))
+            with pytest.raises(UserError, match=f"function.*{words}"):
+                rl.run(e, tmp_path / "run", experiment)
+        rewarding.WAY["now"] = "length"
+        assert checkpoint.newest(tmp_path / "run") == 2
+    assert rl.run(e, tmp_path / "run", experiment) == exits.EXIT_DONE
+    assert checkpoint.newest(tmp_path / "run") == STEPS
+
+
+def test_what_cannot_be_scored_teaches_nothing(experiment, tmp_path):
+    rewarding.WAY["now"] = "none"
+    e = config.override(experiment, {"objective.preflight": "off", "train.steps": 1, "objective.reward": (REWARD,)})
+    assert rl.run(e, tmp_path / "run", experiment) == exits.EXIT_DONE
+    s, record = saved(tmp_path / "run"), read_metrics(tmp_path / "run")[-1]
+    assert record["train/unscored"] == 1.0 and record["train/no_samples"] == 1.0
+    e = load.load_bound(tmp_path / "run")
+    mesh = sharding.make_mesh(MeshConfig(fsdp=1))
+    assert_same(s.params, jax.device_get(state.create_sharded(e.model, e.optimizer, e.seed, mesh).params))
+    assert (s.step, s.updates) == (1, 0)
+
+
+# --------------------------------------------------------------------------------------------------- the other ways
+def test_dynamic_sampling_is_bounded_and_may_find_nothing(experiment, tmp_path):
+    """A policy that is never right has no group with a spread: every retry is spent, and nothing is learned from."""
+    dapo = dataclasses.replace(DAPO, samples=4, max_tokens=4, heldout_prompts=2, slots=4, preflight="off")
+    e = dataclasses.replace(experiment, objective=dapo, train=dataclasses.replace(experiment.train, steps=1))
+    assert rl.run(e, tmp_path / "run", e) == exits.EXIT_DONE
+    record = read_metrics(tmp_path / "run")[-1]
+    assert record["train/dropped_groups"] == 1.0 and record["train/missing_groups"] == 1.0
+
+
+def test_dynamic_sampling_fills_up_with_other_prompts(experiment):
+    """Every other prompt is right half of the time: two rounds give the groups of one, each with all its samples."""
+    e = train.bind(experiment, 288)
+    e = dataclasses.replace(e, objective=dataclasses.replace(DAPO, samples=4, max_tokens=4, slots=4))
+    mesh = sharding.make_mesh(MeshConfig(fsdp=1))
+    s = rl.begin(e, mesh, {})
+
+    class Verdicts:
+        journal = None
+
+        def verdicts(self, found, n):
+            return [float(x.place % 2 == 0 and x.rank < 2) for x in found]
+
+    tokenizer = rl.prepared(e.data).tokenizer
+    rolled = rl.Trainer(e, mesh, tokenizer, None, None, Verdicts()).roll(s, 5)
+    assert [x.place for x in rolled.samples] == [0] * 4 + [2] * 4 + [4] * 4 + [6] * 4
+    assert rolled.right == [1.0, 1.0, 0.0, 0.0] * 4
+    assert rolled.metrics["dropped_groups"] == 0.5 and rolled.metrics["missing_groups"] == 0.0
+    assert rolled.metrics["right_before_dropping"] == 0.25
+
+
+def test_the_random_reward_knows_nothing_and_says_the_same_again(experiment, whole):
+    e = config.override(
+        train.bind(experiment, 288), {"objective.reward": (Chance(seed=1),), "objective.missing_stop": None}
+    )
+    mesh = sharding.make_mesh(MeshConfig(fsdp=1))
+    tokenizer = rl.prepared(e.data).tokenizer
+    run = load.load_run(whole)
+    scoring = rl.Scoring(e, tokenizer, mesh, "nowhere", 0)
+    trainer = rl.Trainer(e, mesh, tokenizer, None, None, scoring)
+    found = trainer.roll(dataclasses.replace(saved(whole), params=run.params), 0).samples
+    values = scoring.rewards(found, 0)
+    assert values == scoring.rewards(found, 0) and set(values) == {0.0, 1.0}
+    silent = [dataclasses.replace(x, reply=found[0].reply) for x in found]
+    assert scoring.rewards(silent, 0) == values  # whatever was said
+    assert scoring.rewards(found, 1) != values
+
+
+def test_a_preflight_that_says_no_stops_where_that_is_wanted(experiment, tmp_path):
+    objective = dataclasses.replace(
+        GRPO, samples=4, max_tokens=4, heldout_prompts=4, heldout_samples=2, preflight="stop"
+    )
+    e = dataclasses.replace(experiment, objective=objective)
+    with pytest.raises(UserError, match=r"no-go: .*pass@4"):
+        rl.run(e, tmp_path / "run", e)
+    assert "no-go" in (tmp_path / "run" / "preflight.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"data": Data()}, "learns from Prompts"),
+        ({"objective.samples": 3}, "no multiple of samples"),
+        ({"data.context": 6}, "more than data.context=6"),
+        ({"objective.reward": (Function("nowhere:f"),)}, "nowhere"),
+        ({"data.tools": ("search",)}, "tools"),
+        ({"data.tokenizer": None}, "only with a parent"),
+    ],
+    ids=lambda c: next(iter(c)) if isinstance(c, dict) else "",
+)
+def test_bad_definitions_are_refused(experiment, tmp_path, changes, words):
+    with pytest.raises(UserError, match=words):
+        rl.run(config.override(experiment, changes), tmp_path / "run", experiment)
+
+
+# ------------------------------------------------------------------------------------------------------ the journal
+def test_a_tools_result_is_the_first_of_its_step(tmp_path):
+    calls = []
+
+    def run(text):
+        calls.append(text)
+        if text == "bad":
+            raise ValueError("cannot")
+        return f"{text} {len(calls)}"
+
+    found = {"t": Tool("t", "", run)}
+    tools = journaled_tools(Journal(tmp_path), 3, found)
+    first = [call(tools, "t", text) for text in ("a", "b", "a", "bad")]
+    assert first[0] == first[2] and calls == ["a", "b", "bad"] and not first[3].ok
+    with open(tmp_path / "journal.jsonl", "a") as f:
+        f.write('{"step": 3, "ke')  # torn by a power cut
+    again = journaled_tools(Journal(tmp_path, 3), 3, found)
+    assert [call(again, "t", text) for text in ("a", "b", "a", "bad")] == first and len(calls) == 3
+    assert call(journaled_tools(Journal(tmp_path, 4), 4, found), "t", "a").text == "a 4"
+
+
+def test_a_metric_out_of_its_range_is_said_once():
+    said = []
+    watch = rl_metrics.Watch(types.SimpleNamespace(say=said.append))
+    for step, rate in enumerate((1.0, 0.5, 0.4, 0.95, 0.2)):
+        watch(step, {"train/eos_rate": rate, "train/unknown": 5.0})
+    assert [t.partition(":")[0] for t in said] == ["step 1", "step 4"]
+    assert "ran into max_tokens" in said[0]
