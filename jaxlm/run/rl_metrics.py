@@ -61,7 +61,7 @@ HELP: dict[str, Help] = {
     "importance_weight": Help("mean truncated weight trainer / sampler", 0.9, 1.1),
     "importance_capped": Help("share of tokens whose weight was cut", 0.0, 0.01),
     "advantage_std": Help("spread of the advantages; 0 teaches nothing", 1e-6),
-    "value/explained_variance": Help("of the returns by the critic: 1 perfect, below 0 it harms", -0.2, 1.0),
+    "value/explained_variance": Help("of the returns by the critic: 1 perfect, below 0 it harms", -0.5, 1.0),
     "value/mean": Help("mean value; follows value/return_mean"),
     "value/return_mean": Help("mean return"),
     "value_clip_fraction": Help("share of tokens at which the value clip decides", 0.0, 0.5),
