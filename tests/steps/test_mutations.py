@@ -1,0 +1,158 @@
+"""The wrongs that a step of reinforcement learning can have, put into it one by one: the check beside each notices."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm import sharding
+from jaxlm.data.conversation import Message
+from jaxlm.data.prompts import Prompt
+from jaxlm.data.tokenizer import BytesTokenizer
+from jaxlm.nn import transformer
+from jaxlm.nn.transformer import ModelConfig
+from jaxlm.optim.optimizers import AdamW
+from jaxlm.sample.chat import Reply
+from jaxlm.sample.engine import Completion
+from jaxlm.steps import learn, policy, rollout, update
+from jaxlm.steps.policy import GRPO
+from jaxlm.steps.rollout import Sample, Sampler
+from jaxlm.steps.update import Train
+from tests.rl.mutate import Mutation, assert_caught, assert_harmless
+from tests.tiny_run import random_params
+
+TOKENIZER = BytesTokenizer()
+MODEL = ModelConfig(vocab_size=TOKENIZER.vocab_size, layers=1, width=16, heads=2, dropout=0.5)
+PARAMS = random_params(MODEL, scale=0.2)
+SAID = Completion((40, 41, 42), (-1.0, 0.0, -2.0), "", "stop", (True, False, True))
+SAMPLE = Sample(Prompt("x", {}, ""), 0, 0, (2, 50), Reply(Message("assistant", ""), SAID), 0.7)
+
+
+def near(got, want):
+    np.testing.assert_allclose(np.asarray(got), want, rtol=1e-5, atol=1e-5)
+
+
+# ----------------------------------------------------------------------------------------------------------- checks
+def every_step_draws_anew():
+    assert len({rollout.seed_of(0, 3, n) for n in range(20)}) == 20
+
+
+def samples_of_a_prompt_differ():
+    sampler = Sampler(MODEL, TOKENIZER, context=64, max_tokens=6, slots=4)
+    found = rollout.sample(sampler, PARAMS, [Prompt("abc", {}, "0"), Prompt("de", {}, "1")], 2, 0.7, seed=3)
+    assert len({s.reply.completion.ids for s in found}) == 4
+
+
+def only_what_the_policy_sampled_is_trained_on():
+    assert rollout.columns(SAMPLE)["sampled_by_policy"].tolist() == [False, False, True, False, True]
+
+
+def two_in_a_row():
+    own = rollout.columns(SAMPLE)
+    return own, rollout.arrange([own, own], [[0, 1]], 1, 12)
+
+
+def segments_begin_at_zero_and_see_only_themselves():
+    _, batch = two_in_a_row()
+    near(batch.positions, [[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 0]])
+    near(batch.segments, [[1] * 5 + [2] * 5 + [0] * 2])
+    assert batch.sampled_by_policy.tolist() == [[False, False, True, False, True] * 2 + [False] * 2]
+
+
+def scores_are_those_of_the_next_token_at_its_temperature():
+    own, batch = two_in_a_row()
+    tokens = jnp.asarray(own["tokens"])[None]
+    plain = dataclasses.replace(MODEL, dropout=0.0)
+
+    def by_hand(params):
+        hidden, _, _ = transformer.apply(plain, params, tokens, jnp.arange(5)[None], jnp.ones((1, 5), jnp.int32))
+        return jax.nn.log_softmax(transformer.unembed(plain, params, hidden)[0] / 0.7)
+
+    scored = jax.jit(lambda params, batch: policy.scored(MODEL, None, params, batch)[0])(PARAMS, batch)
+    table = jax.jit(by_hand)(PARAMS)
+    want = [float(table[i, own["tokens"][i + 1]]) for i in range(4)]
+    near(scored[0, :4], want)
+    near(scored[0, 5:9], want)
+
+
+def credit_goes_to_its_own_group():
+    """Two prompts of two samples; the first pair of each is right. .7 and -.3 are no integers."""
+    x = learn.Learner(
+        dataclasses.replace(GRPO, samples=2, whiten_advantages=False), MODEL, None, AdamW(), None, Train(batch_size=4),
+        12, 0, sharding.make_mesh(sharding.MeshConfig(fsdp=1)),
+    )  # fmt: skip
+    own = rollout.columns(SAMPLE)
+    scores = np.array([0.7, -0.3, 0.1, 0.9], np.float32)
+    credited = learn.credit(x, None, None, [own] * 4, scores, np.array([0, 0, 1, 1]))
+    half = 0.5**0.5
+    for c, want in zip(credited.columns, (half, -half, -half, half)):
+        near(c["advantages"], [0, 0, want, 0, want])
+
+
+def microbatches_are_divided_by_the_weight_of_all():
+    batch = {"x": jnp.asarray([1.0, 3.0, 3.0, 3.0]), "mask": jnp.asarray([True, True, False, True])}
+
+    def loss(params, batch, key):
+        total = jnp.sum(jnp.where(batch["mask"], params * batch["x"], 0))
+        return {"loss": (1.0, total, jnp.sum(batch["mask"]).astype(float))}, {}
+
+    found, _ = update.gradients(loss, jnp.float32(1.0), batch, jax.random.key(0), 2, jnp.float32)
+    near(found, 7 / 3)
+
+
+MUTATIONS = (
+    Mutation("constant PRNG", rollout, "[seed % 2**64, stream, step]", "[seed % 2**64, stream, 0]",
+             every_step_draws_anew),
+    Mutation(
+        "one draw for all samples of a prompt", rollout, "[place * samples + rank for", "[place for",
+        samples_of_a_prompt_differ,
+    ),
+    Mutation(
+        "prompt tokens unmasked", rollout, "[*[False] * before, *c.sampled]", "[*[True] * before, *c.sampled]",
+        only_what_the_policy_sampled_is_trained_on,
+    ),
+    Mutation(
+        "tool tokens unmasked", rollout, "[*[False] * before, *c.sampled]", "[*[False] * before, *[True] * len(c.ids)]",
+        only_what_the_policy_sampled_is_trained_on,
+    ),
+    Mutation(
+        "positions not reset at a document boundary", rollout, "np.arange(span.stop - at), number",
+        "np.arange(at, span.stop), number", segments_begin_at_zero_and_see_only_themselves,
+    ),
+    Mutation(
+        "packed sequences see each other", rollout, "np.arange(span.stop - at), number", "np.arange(span.stop - at), 1",
+        segments_begin_at_zero_and_see_only_themselves,
+    ),
+    Mutation(
+        "temperature dropped in scoring", policy, "tail(batch.temperature), entropy=True", "None, entropy=True",
+        scores_are_those_of_the_next_token_at_its_temperature,
+    ),
+    Mutation(
+        "shift off by one", policy, "hidden, tail(batch.tokens), chunk", "hidden, batch.tokens[:, :-1], chunk",
+        scores_are_those_of_the_next_token_at_its_temperature,
+    ),
+    Mutation(
+        "dropout on in scoring", policy, "batch.segments[:, :-1]\n    )\n    logprobs",
+        "batch.segments[:, :-1], key=jax.random.key(0)\n    )\n    logprobs",
+        scores_are_those_of_the_next_token_at_its_temperature,
+    ),
+    Mutation("groups shuffled", learn, "totals, groups_N, np.ones", "totals, np.roll(groups_N, 1), np.ones",
+             credit_goes_to_its_own_group),
+    Mutation("integer rewards, in the rows", learn, "x, np.float32) for c, x in zip(columns, scores_N)",
+             "x, np.int32) for c, x in zip(columns, scores_N)", credit_goes_to_its_own_group),
+    Mutation("credit for what a tool wrote", learn, 'np.where(c["sampled_by_policy"], x, 0)',
+             'np.where(c["tokens"] > 0, x, 0)', credit_goes_to_its_own_group),
+    Mutation("1/accumulation missing", update, "c * s / jnp.maximum(weights[name], 1) for name, (c, s, _)",
+             "c * s / jnp.maximum(w, 1) for name, (c, s, w)", microbatches_are_divided_by_the_weight_of_all),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name)
+def test_is_noticed(mutation):
+    assert_caught(mutation)
+
+
+def test_the_swap_alone_breaks_nothing():
+    assert_harmless(MUTATIONS)
