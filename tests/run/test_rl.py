@@ -13,11 +13,11 @@ import pytest
 from jaxlm import config, sharding
 from jaxlm.config import UserError
 from jaxlm.data.prepare import Data
-from jaxlm.data.prompts import Addition, Prompts
+from jaxlm.data.prompts import Addition, Prompts, WorldTask
 from jaxlm.data.tokenizer import Bytes
 from jaxlm.feedback.journal import Journal
 from jaxlm.feedback.journal import tools as journaled_tools
-from jaxlm.feedback.parts import Chance, Correct, Function
+from jaxlm.feedback.parts import Chance, Correct, CosineLength, Format, Function, Shorter, SoftLength, Steps
 from jaxlm.nn.transformer import ModelConfig
 from jaxlm.optim.optimizers import AdamW
 from jaxlm.optim.schedules import Linear
@@ -29,7 +29,7 @@ from jaxlm.run.experiment import Evaluation, Experiment
 from jaxlm.run.log import read_metrics
 from jaxlm.sharding import MeshConfig
 from jaxlm.steps import learn, state
-from jaxlm.steps.policy import DAPO, GRPO, PPO, Critic
+from jaxlm.steps.policy import DAPO, GRPO, PPO, Critic, ValueHead
 from jaxlm.steps.update import Train
 from jaxlm.tools import Tool, call
 from tests.run import rewarding
@@ -320,3 +320,25 @@ def test_a_metric_out_of_its_range_is_said_once():
         watch(step, {"train/eos_rate": rate, "train/unknown": 5.0})
     assert [t.partition(":")[0] for t in said] == ["step 1", "step 4"]
     assert "ran into max_tokens" in said[0]
+
+
+def test_conversations_with_tools_and_thinking_go_through_the_same_step(tmp_path):
+    """Every part of a reward that is not a model's or a function's; process rewards; a value head; no parent."""
+    reward = (Correct(), Format(), Steps(), Shorter(), SoftLength(limit=6, buffer=3), CosineLength(longest=6))
+    objective = dataclasses.replace(
+        PPO, reward=reward, samples=2, max_tokens=6, epochs=1, minibatches=1, critic=ValueHead(), process=0.5,
+        heldout_prompts=2, heldout_samples=2, slots=4, preflight="off", missing_stop=None,
+    )  # fmt: skip
+    e = Experiment(
+        model=ModelConfig(layers=1, width=16, heads=2, hidden=32),
+        data=Prompts(task=WorldTask(), tokenizer=Bytes(), context=512, tools=("calculator",)),
+        objective=objective,
+        train=Train(steps=1, batch_size=4, log_every=1),
+        mesh=MeshConfig(fsdp=1),
+    )
+    assert rl.run(e, tmp_path / "run", e) == exits.EXIT_DONE
+    record = read_metrics(tmp_path / "run")[-1]
+    assert {f"train/reward/{rl.parts.name_of(p)}" for p in reward} <= record.keys()
+    assert record["train/tools/calls"] >= 0 and record["train/value/mean"] == 0.0
+    run = load.load_run(tmp_path / "run")
+    assert set(run.params["heads"]) == {"lm", "value"} and np.any(run.params["heads"]["value"]["kernel"])
