@@ -151,7 +151,8 @@ def _algorithm(e: Experiment, name: str, **around) -> Experiment:
     """Another loss by its name, with the KL in the loss as it was; grouped samples in the place of a critic."""
     p = _objective(e)
     loss = replace(ALGORITHMS[name], kl=p.loss.kl, importance_cap=p.loss.importance_cap)
-    grouped = {"critic": None, "samples": p.samples if p.samples > 1 else 8, "epochs": 1, "minibatches": 1}
+    grouped = {"critic": None, "samples": p.samples if p.samples > 1 else 8, "whiten_advantages": False}
+    grouped |= {"epochs": 1, "minibatches": 1}
     return override(e, {"objective": replace(p, loss=loss, **(grouped | around))})
 
 

@@ -36,6 +36,10 @@ MAY_CHANGE = (
     "train.max_skipped",
     "evaluation.",
     "checkpoint.",
+    "objective.heldout_prompts",
+    "objective.heldout_samples",
+    "objective.preflight",
+    "objective.reward_timeout",
     "mesh.",  # a checkpoint restores onto any mesh: another machine may go on
     "data.workers",  # the packed rows do not depend on these two
     "data.cache",

@@ -12,12 +12,14 @@ import pytest
 
 from jaxlm import config, sharding
 from jaxlm.config import UserError
+from jaxlm.data.preferences import Preferences
 from jaxlm.data.prepare import Data
 from jaxlm.data.prompts import Addition, Prompts, WorldTask
-from jaxlm.data.tokenizer import Bytes
+from jaxlm.data.tokenizer import Bytes, CharsTokenizer
 from jaxlm.feedback.journal import Journal
 from jaxlm.feedback.journal import tools as journaled_tools
-from jaxlm.feedback.parts import Chance, Correct, CosineLength, Format, Function, Shorter, SoftLength, Steps
+from jaxlm.feedback.parts import Chance, Correct, CosineLength, Format, Function, Learned, Shorter, SoftLength, Steps
+from jaxlm.nn import heads
 from jaxlm.nn.transformer import ModelConfig
 from jaxlm.optim.optimizers import AdamW
 from jaxlm.optim.schedules import Linear
@@ -30,8 +32,10 @@ from jaxlm.run.log import read_metrics
 from jaxlm.sharding import MeshConfig
 from jaxlm.steps import learn, state
 from jaxlm.steps.policy import DAPO, GRPO, PPO, Critic, ValueHead
+from jaxlm.steps.reward import RewardModel
 from jaxlm.steps.update import Train
 from jaxlm.tools import Tool, call
+from tests import tiny_run
 from tests.run import rewarding
 
 STEPS = 4
@@ -342,3 +346,49 @@ def test_conversations_with_tools_and_thinking_go_through_the_same_step(tmp_path
     assert record["train/tools/calls"] >= 0 and record["train/value/mean"] == 0.0
     run = load.load_run(tmp_path / "run")
     assert set(run.params["heads"]) == {"lm", "value"} and np.any(run.params["heads"]["value"]["kernel"])
+
+
+def test_a_reward_model_gives_the_reward_and_the_critics_beginning(experiment, whole, tmp_path):
+    model = load.load_bound(whole).model
+    ranked = Experiment(
+        model=model, data=Preferences(tokenizer=Bytes(), context=64), objective=RewardModel(),
+        checkpoint=experiment.checkpoint,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda x: rng.normal(size=x.shape).astype(x.dtype) * 0.3, heads.abstract(model, None, ("reward",))
+    )
+    tiny_run.make(tmp_path / "reward", ranked, 5, params)
+    scale = {"schema_version": 1, "gain": 2.0, "bias": -0.5, "step": 5, "responses": 3}
+    (tmp_path / "reward" / "reward.json").write_text(json.dumps(scale))
+
+    run = str(tmp_path / "reward")
+    e = config.override(experiment, {
+        "parent": str(whole), "model": None, "data.tokenizer": None, "train.steps": 1, "objective.preflight": "off",
+        "objective.reward": (Learned(run),), "objective.critic": Critic(run, FAST), "objective.missing_stop": None,
+    })  # fmt: skip
+    bound = train.bind(train.inherit(e), model.vocab_size)
+    mesh = sharding.make_mesh(MeshConfig(fsdp=1))
+    critic = rl.begin(bound, mesh, rl._records(bound)).critic.params
+    np.testing.assert_allclose(critic["heads"]["value"]["kernel"], 2.0 * params["heads"]["reward"]["kernel"])
+    np.testing.assert_allclose(critic["heads"]["value"]["bias"], 2.0 * params["heads"]["reward"]["bias"] - 0.5)
+    assert_same(critic["backbone"], params["backbone"])
+
+    assert rl.run(e, tmp_path / "run", e) == exits.EXIT_DONE
+    record = read_metrics(tmp_path / "run")[-1]
+    assert record["train/reward"] == pytest.approx(record["train/reward/learned"]) and record["train/reward_std"] > 0
+    assert record["train/value/explained_variance"] != 0.0
+    lineage = json.loads((tmp_path / "run" / "lineage.json").read_text())
+    assert lineage["critic"]["step"] == 5 and lineage["rewards"][run]["gain"] == 2.0
+
+    (tmp_path / "reward" / "reward.json").write_text(json.dumps(scale | {"gain": 3.0}))
+    with pytest.raises(UserError, match="its scale set anew"):
+        rl.run(config.override(e, {"train.steps": 2}), tmp_path / "run", e)
+    other = config.override(e, {"objective.critic": Critic(str(tmp_path / "other"), FAST)})
+    tokenizer, tiny_run.TOKENIZER = tiny_run.TOKENIZER, CharsTokenizer("0123456789+=")
+    try:
+        tiny_run.make(tmp_path / "other", ranked, 5, params)
+    finally:
+        tiny_run.TOKENIZER = tokenizer
+    with pytest.raises(UserError, match="is not that of critic"):
+        rl.run(other, tmp_path / "other_run", e)
