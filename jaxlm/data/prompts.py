@@ -30,7 +30,7 @@ from jaxlm.feedback.scoring import Reward, each
 
 Task = Walks | Addition | WorldTask | PromptFile
 MODULES = {Walks: walks, Addition: addition, WorldTask: world, PromptFile: file}
-VERSION = 1  # of what the tasks give
+VERSION = 2  # of what the tasks give
 
 
 @dataclasses.dataclass(frozen=True)

@@ -251,7 +251,7 @@ def fingerprint(source: Source) -> str:
     fields = {k: v for k, v in dataclasses.asdict(source).items() if k not in ("name", "weight", "path")}
     digest = hashlib.sha256(repr(sorted(fields.items())).encode())
     if isinstance(source, Walks | Addition):
-        digest.update(type(source).__name__.encode())
+        digest.update(f"{type(source).__name__} {TASKS[type(source)].VERSION}".encode())
     elif isinstance(source, Files):
         for name, path in files_of(source):
             digest.update(f"{name}\0{storage.sha256_file(path)}\0".encode())

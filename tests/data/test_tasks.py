@@ -85,12 +85,12 @@ def test_a_graph_that_cannot_be(cfg):
 def test_half_of_the_texts_are_wrong_and_all_sums_are_possible():
     cfg = Addition()
     said = [t.partition("=") for _, t in addition.texts(cfg)]
-    sums = np.array([[sum(map(int, q.split("+"))), int(a)] for q, _, a in said])
+    sums = np.array([[sum(map(int, q.split("+"))), int(a[::-1])] for q, _, a in said])
     right = np.mean(sums[:, 0] == sums[:, 1])
     assert len(said) == cfg.count and abs(right - 0.5) < 0.03
     assert sums[:, 1].min() >= 20 and sums[:, 1].max() <= 198
     clean = dataclasses.replace(cfg, corrupted=0.0, count=50)
-    assert all(eval(q) == int(a) for q, _, a in (t.partition("=") for _, t in addition.texts(clean)))
+    assert all(eval(q) == int(a[::-1]) for q, _, a in (t.partition("=") for _, t in addition.texts(clean)))
 
 
 def test_sides_of_addition_share_no_problem():
@@ -193,3 +193,12 @@ def test_walks_and_sums_can_be_read():
         assert len({d.id for d in found}) == 7 and all(d.source == source.name for d in found)
         assert sources.fingerprint(source) != sources.fingerprint(dataclasses.replace(source, seed=5))
         assert sources.fingerprint(source) == sources.fingerprint(dataclasses.replace(source, name="other"))
+
+
+def test_what_is_written_has_a_version_that_caches_see(monkeypatch):
+    """A golden: where it changes, the task's VERSION must."""
+    assert [addition.text(Addition(), i) for i in range(3)] == ["56+34=17", "90+50=041", "29+66=901"]
+    assert [walks.walk(Walks(), i) for i in range(3)] == ["nba", "qmhnba", "jgqpmhnba"]
+    before = sources.fingerprint(Walks())
+    monkeypatch.setattr(walks, "VERSION", 99)
+    assert sources.fingerprint(Walks()) != before

@@ -30,7 +30,7 @@ from jaxlm.run.checkpoint import Checkpointing
 from jaxlm.run.experiment import Evaluation, Experiment
 from jaxlm.run.log import read_metrics
 from jaxlm.sharding import MeshConfig
-from jaxlm.steps import learn, state
+from jaxlm.steps import learn
 from jaxlm.steps.policy import DAPO, GRPO, PPO, Critic, ValueHead
 from jaxlm.steps.reward import RewardModel
 from jaxlm.steps.update import Train
@@ -195,42 +195,42 @@ def test_eight_devices_give_the_rewards_of_one(experiment, whole, tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------- faulty rewards
-def test_a_faulty_reward_ends_the_run_clearly_and_leaves_it_intact(experiment, tmp_path, monkeypatch):
-    e = config.override(experiment, {"objective.preflight": "off", "objective.reward_timeout": 0.3})
-    ways = {"raises": "no such luck", "nan": "it gave nan", "hangs": "no answer within 0.3 s"}
-    for way, words in ways.items():
-        with monkeypatch.context() as m:
-            stop(m, 3, lambda way=way: rewarding.WAY.update(now=way))
-            with pytest.raises(UserError, match=f"function.*{words}"):
-                rl.run(e, tmp_path / "run", experiment)
-        rewarding.WAY["now"] = "length"
-        assert checkpoint.newest(tmp_path / "run") == 2
-    assert rl.run(e, tmp_path / "run", experiment) == exits.EXIT_DONE
-    assert checkpoint.newest(tmp_path / "run") == STEPS
-
-
-def test_what_cannot_be_scored_teaches_nothing(experiment, tmp_path):
-    rewarding.WAY["now"] = "none"
-    e = config.override(experiment, {"objective.preflight": "off", "train.steps": 1, "objective.reward": (REWARD,)})
-    assert rl.run(e, tmp_path / "run", experiment) == exits.EXIT_DONE
-    s, record = saved(tmp_path / "run"), read_metrics(tmp_path / "run")[-1]
-    assert record["train/unscored"] == 1.0 and record["train/no_samples"] == 1.0
-    e = load.load_bound(tmp_path / "run")
+@pytest.fixture(scope="module")
+def trained(experiment, tmp_path_factory):
+    """(trainer, a function that gives the state before the first step): a step outside of a run."""
+    rewarding.WAY["now"] = "length"
+    e = train.bind(config.override(experiment, {"objective.reward_timeout": 0.5}), 288)
     mesh = sharding.make_mesh(MeshConfig(fsdp=1))
-    assert_same(s.params, jax.device_get(state.create_sharded(e.model, e.optimizer, e.seed, mesh).params))
-    assert (s.step, s.updates) == (1, 0)
+    tokenizer = rl.prepared(e.data).tokenizer
+    scoring = rl.Scoring(e, tokenizer, mesh, tmp_path_factory.mktemp("step"), 0)
+    trainer = rl.Trainer(e, mesh, tokenizer, rl._reference(e, mesh, {}), e.model, scoring)
+    return trainer, lambda: rl.begin(e, mesh, {})
+
+
+def test_a_faulty_reward_says_what_is_wrong_and_changes_nothing(trained):
+    """The same state goes on when the function is mended, as if nothing had been."""
+    trainer, begin = trained
+    s = begin()
+    ways = {"raises": "no such luck", "nan": "it gave nan", "hangs": "no answer within 0.5 s"}
+    for way, words in ways.items():
+        rewarding.WAY["now"] = way
+        with pytest.raises(UserError, match=f"function.*{words}"):
+            trainer(s, 0)
+    assert_same(s, begin())
+    rewarding.WAY["now"] = "length"
+    after, metrics = trainer(s, 0)
+    assert after.step == 1 and after.updates == 4 and metrics["reward"] > -1
+
+
+def test_what_cannot_be_scored_teaches_nothing(trained):
+    trainer, begin = trained
+    rewarding.WAY["now"] = "none"
+    after, metrics = trainer(begin(), 1)  # another step: the journal knows the rewards of step 0
+    assert metrics["unscored"] == 1.0 and metrics["no_samples"] == 1.0 and after.step == 1
+    assert_same(after.replace(step=begin().step), begin())
 
 
 # --------------------------------------------------------------------------------------------------- the other ways
-def test_dynamic_sampling_is_bounded_and_may_find_nothing(experiment, tmp_path):
-    """A policy that is never right has no group with a spread: every retry is spent, and nothing is learned from."""
-    dapo = dataclasses.replace(DAPO, samples=4, max_tokens=4, heldout_prompts=2, slots=4, preflight="off")
-    e = dataclasses.replace(experiment, objective=dapo, train=dataclasses.replace(experiment.train, steps=1))
-    assert rl.run(e, tmp_path / "run", e) == exits.EXIT_DONE
-    record = read_metrics(tmp_path / "run")[-1]
-    assert record["train/dropped_groups"] == 1.0 and record["train/missing_groups"] == 1.0
-
-
 def test_dynamic_sampling_fills_up_with_other_prompts(experiment):
     """Every other prompt is right half of the time: two rounds give the groups of one, each with all its samples."""
     e = train.bind(experiment, 288)
@@ -238,18 +238,19 @@ def test_dynamic_sampling_fills_up_with_other_prompts(experiment):
     mesh = sharding.make_mesh(MeshConfig(fsdp=1))
     s = rl.begin(e, mesh, {})
 
-    class Verdicts:
-        journal = None
-
-        def verdicts(self, found, n):
-            return [float(x.place % 2 == 0 and x.rank < 2) for x in found]
+    def verdicts(found, n):
+        return [float(x.place % 2 == 0 and x.rank < 2) for x in found]
 
     tokenizer = rl.prepared(e.data).tokenizer
-    rolled = rl.Trainer(e, mesh, tokenizer, None, None, Verdicts()).roll(s, 5)
+    trainer = rl.Trainer(e, mesh, tokenizer, None, None, types.SimpleNamespace(journal=None, verdicts=verdicts))
+    rolled = trainer.roll(s, 5)
     assert [x.place for x in rolled.samples] == [0] * 4 + [2] * 4 + [4] * 4 + [6] * 4
     assert rolled.right == [1.0, 1.0, 0.0, 0.0] * 4
     assert rolled.metrics["dropped_groups"] == 0.5 and rolled.metrics["missing_groups"] == 0.0
     assert rolled.metrics["right_before_dropping"] == 0.25
+    trainer.scoring.verdicts = lambda found, n: [0.0] * len(found)  # never right: every retry is spent
+    rolled = trainer.roll(s, 5)
+    assert rolled.samples == [] and rolled.metrics["dropped_groups"] == rolled.metrics["missing_groups"] == 1.0
 
 
 def test_the_random_reward_knows_nothing_and_says_the_same_again(experiment, whole):

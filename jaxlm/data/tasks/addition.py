@@ -1,4 +1,7 @@
-"""Addition of two numbers, as text: `12+34=` is to be followed by `46`.
+"""Addition of two numbers, as text: `12+39=` is to be followed by `15`, the sum with its units first.
+
+So each digit hangs on what stands to its left alone, the carry too, and a small model learns it from few examples (Lee
+et al. 2023, arXiv 2307.03381).
 
 The texts to read before the reinforcement learning give a wrong sum in a known share of cases: a policy that imitates
 them is right no more often than they are, though it may know better.
@@ -13,6 +16,7 @@ from jaxlm.config import UserError
 from jaxlm.data.tasks.prompt import Prompt, Split
 from jaxlm.data.world.draws import is_heldout
 
+VERSION = 2  # of what is written
 ATTEMPTS = 10_000
 
 
@@ -41,6 +45,11 @@ def pair(cfg: Addition, split: Split, index: int) -> tuple[int, int]:
     raise UserError(f"addition of {cfg.digits} digits has no {split} problem at heldout={cfg.heldout}")
 
 
+def written(total: int) -> str:
+    """A sum, units first."""
+    return str(total)[::-1]
+
+
 def text(cfg: Addition, index: int) -> str:
     """Text `index` of the training side, right or not."""
     a, b = pair(cfg, "train", index)
@@ -50,7 +59,7 @@ def text(cfg: Addition, index: int) -> str:
     if rng.random() < cfg.corrupted:
         other = int(rng.integers(low, high))  # of all sums but the right one
         answer = other + (other >= answer)
-    return f"{a}+{b}={answer}"
+    return f"{a}+{b}={written(answer)}"
 
 
 # ------------------------------------------------------------------------------------------------------- as a task
@@ -60,7 +69,7 @@ def size(cfg: Addition, split: Split) -> None:
 
 def prompt(cfg: Addition, split: Split, index: int, tools: tuple[str, ...] = ()) -> Prompt:
     a, b = pair(cfg, split, index)
-    return Prompt(f"{a}+{b}=", {"answer": str(a + b)}, f"{split}/{index}")
+    return Prompt(f"{a}+{b}=", {"answer": written(a + b)}, f"{split}/{index}")
 
 
 def texts(cfg: Addition) -> Iterator[tuple[str, str]]:

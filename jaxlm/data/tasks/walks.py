@@ -22,6 +22,7 @@ import numpy as np
 from jaxlm.config import UserError
 from jaxlm.data.tasks.prompt import Prompt, Split
 
+VERSION = 1  # of what is written
 GOAL = 0
 
 
