@@ -76,15 +76,16 @@ def walks_grpo() -> Experiment:
 # ---------------------------------------------------------------------------------------------------------- addition
 @experiment
 def addition_sft() -> Experiment:
-    """Sums of two-digit numbers to read, half of them wrong: about 400 k parameters."""
+    """Sums of two-digit numbers to read, half of them wrong, each time anew: about 400 k parameters."""
     e = walks_sft()
     return replace(
         e,
         model=MIDDLE,
-        data=replace(e.data, sources=(Addition(),), context=64),
-        train=Train(steps=1500, batch_size=16, log_every=50),
-        evaluation=Evaluation(every=500),
-        checkpoint=Checkpointing(every=500),
+        data=replace(e.data, sources=(Addition(count=100_000),), context=64),
+        optimizer=replace(e.optimizer, lr=2e-3),
+        train=Train(steps=1600, batch_size=16, log_every=50),
+        evaluation=Evaluation(every=400),
+        checkpoint=Checkpointing(every=400),
     )
 
 

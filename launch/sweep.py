@@ -39,6 +39,7 @@ from jaxlm.config import UserError
 from jaxlm.data.prepare import tokenizer_for
 from jaxlm.run import exits, sweep
 from jaxlm.run.experiment import Experiment
+from jaxlm.run.train import inherit
 from launch import common
 
 EXPERIMENT = flags.DEFINE_string(
@@ -119,6 +120,7 @@ def jobs() -> tuple[list[Job], list[str]]:
 
 
 def flops_per_step(e) -> float:
+    e = inherit(e)
     return sweep.flops_per_step(e, e.model.vocab_size or tokenizer_for(e.data).vocab_size)
 
 
@@ -129,7 +131,7 @@ def equal_steps(baseline, e) -> int:
 def finished(job: Job) -> bool:
     if not (storage.path(job.workdir) / "config.json").exists():
         return False
-    sweep.check_definition(job.workdir, job.experiment)
+    sweep.check_definition(job.workdir, inherit(job.experiment))
     return diverged(job) or sweep.final_metrics(job.workdir, job.experiment.train.steps) is not None
 
 

@@ -10,8 +10,8 @@ from jaxlm.config import UserError
 from jaxlm.data import prompts
 from jaxlm.data.conversation import Message
 from jaxlm.feedback import alarms, parts, reasoning, shaping
-from jaxlm.feedback.passk import pass_rates
-from jaxlm.feedback.verifiers import MARK, number
+from jaxlm.feedback.passk import majority_rate, pass_rates
+from jaxlm.feedback.verifiers import MARK, final_answer, number
 from jaxlm.run import preflight as checks
 from jaxlm.run.log import read_metrics
 from jaxlm.sample.chat import Reply
@@ -43,9 +43,9 @@ def sampled(trainer, s, count: int, samples: int, temperature: float, where: str
 class Evaluation:
     """The evaluation of a run: (step, state) -> minus the held-out verdict, of which lower is better.
 
-    Writes `eval/`: `pass@1` and `pass@k` of the samples at the training temperature, `greedy` of the likeliest reply,
-    `score` and `greedy_score` the task's verdict where there is more than right and wrong, `reward` what is maximized,
-    `length` and `eos_rate`; and a few samples to `samples/`.
+    Writes `eval/`: `pass@1`, `pass@k` and `majority@k` of the samples at the training temperature, `greedy` of the
+    likeliest reply, `score` and `greedy_score` the task's verdict where there is more than right and wrong, `reward`
+    what is maximized, `length` and `eos_rate`; and a few samples to `samples/`.
     """
 
     def __init__(self, e, trainer, log, progress, root):
@@ -58,7 +58,11 @@ class Evaluation:
         greedy, greedy_verdicts = sampled(t, s, p.heldout_prompts, 1, 0.0, "greedy")
         columns = np.reshape([is_right(v) for v in verdicts], (-1, p.heldout_samples))
         rates = pass_rates(columns.tolist(), sorted({1, p.heldout_samples}))
+        votes = np.reshape([final_answer(x.reply) for x in found], columns.shape)
+        # With its verdict, should the same words ever have two.
+        votes = [[None if v is None else (v, r) for v, r in zip(*pair)] for pair in zip(votes, columns.tolist())]
         values = {f"eval/pass@{k}": rate.value for k, rate in rates.items()} | {
+            f"eval/majority@{p.heldout_samples}": majority_rate(votes, columns.tolist()).value,
             "eval/greedy": float(np.mean([is_right(v) for v in greedy_verdicts])),
             "eval/score": _mean(verdicts),
             "eval/greedy_score": _mean(greedy_verdicts),

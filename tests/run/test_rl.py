@@ -104,7 +104,7 @@ def test_a_run_leaves_what_a_reader_needs(experiment, whole):
     records = read_metrics(whole)
     assert [r["step"] for r in records] == list(range(STEPS + 1))
     assert {r["step"] for r in records if "eval/pass@1" in r} == {0, 2, 4}
-    assert {"eval/greedy", "eval/pass@2", "eval/score", "eval/reward"} <= records[0].keys()
+    assert {"eval/greedy", "eval/pass@2", "eval/majority@2", "eval/score", "eval/reward"} <= records[0].keys()
     assert "go" in (whole / "preflight.txt").read_text().splitlines()[-1]
     last = records[-1]
     wanted = """reward/function reward/correct kl/reference kl/coefficient entropy critic/value eos_rate length/mean
