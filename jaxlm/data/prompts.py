@@ -8,6 +8,7 @@ A task is a config node with functions of its module:
 """
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -43,6 +44,7 @@ class Prompts:
     tools: tuple[Tool, ...] = ()
 
 
+@functools.lru_cache(maxsize=4)
 def _order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed % 2**64, epoch]).permutation(count)
 

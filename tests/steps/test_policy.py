@@ -11,6 +11,7 @@ import pytest
 
 from jaxlm import sharding
 from jaxlm.config import UserError
+from jaxlm.data.conversation import Conversation, Message
 from jaxlm.data.prompts import Prompt
 from jaxlm.data.tokenizer import CharsTokenizer
 from jaxlm.losses.policy import ALGORITHMS, KLTerm, PolicyLoss, SequenceSum, TokenRatio, ValueTerm
@@ -27,6 +28,7 @@ from jaxlm.steps.learn import Learner
 from jaxlm.steps.policy import GRPO, PPO, Critic, DynamicSampling, PolicyGradient, ValueHead
 from jaxlm.steps.rollout import Sampler
 from jaxlm.steps.update import Train
+from tests.sample import scripted, test_chat
 from tests.tiny_run import random_params
 
 VOCABULARY = 48
@@ -222,6 +224,25 @@ def test_the_first_ratio_is_one_and_the_sampler_agrees():
     credited = learn.credit(x, beginning(x), None, hotter, scores, np.array([f.place for f in found]))
     gap = [np.abs(c["old_logprobs"] - c["rollout_logprobs"])[c["sampled_by_policy"]].max() for c in credited.columns]
     assert max(gap) > 0.05  # another temperature in scoring would be seen
+
+
+def test_what_tools_wrote_is_stepped_over_and_what_follows_agrees():
+    """A model that calls a tool with random sums, at T=.7: the trainer gives its tokens the sampler's probabilities."""
+    ask = Prompt(Conversation((Message("user", "how much?"),)), {}, "")
+    sampler = Sampler(scripted.AUTOMATON, scripted.TOKENIZER, 96, 32, tools=test_chat.TOOLS, slots=4)
+    x = learner(dataclasses.replace(GRPO, epochs=2, samples=4), model=scripted.AUTOMATON)
+    x = dataclasses.replace(x, width=sampler.context + 1)
+    params = scripted.automaton(test_chat.SUMS)
+    found = rollout.sample(sampler, params, [ask], 4, 0.7, seed=1)
+    columns = [rollout.columns(f) for f in found]
+    forced = [c["sampled_by_policy"][len(f.prompt_ids) :].tolist().count(False) for f, c in zip(found, columns)]
+    assert all(n >= 3 for n in forced)  # two symbols and a digit at least
+    s = beginning(x).replace(params=spread(params, beginning(x).params))
+    credited = learn.credit(x, s, None, columns, np.arange(4.0, dtype=np.float32), np.zeros(4, int))
+    for c in credited.columns:
+        own = c["sampled_by_policy"]
+        np.testing.assert_allclose(c["old_logprobs"][own], c["rollout_logprobs"][own], atol=1e-4)
+        assert np.abs(c["rollout_logprobs"][own]).max() > 1.0 and not c["advantages"][~own].any()
 
 
 # ------------------------------------------------------------------------------------------------ heads and adapters
