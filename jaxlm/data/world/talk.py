@@ -50,6 +50,7 @@ class WorldConversations:
     system: float = 0.5
     part: tuple[float, float] = EVERYBODY  # of the training persons, who are spoken of: a probe needs others
     recollect: bool = True  # a fact is first recalled in a thought, as pretraining told it: see `recollection`
+    forget: float = 0.0  # share of told facts that do not come to mind, at random: the words for it, before the reasons
     turns: int = 3  # at most so many questions in one conversation
     work: Work = "think"  # where the steps of a solution by hand go
     tools: tuple[Tool, ...] = ("calculator", "python")
@@ -154,8 +155,8 @@ def _check(cfg: WorldConversations) -> None:
     shares = _shares(cfg).values()
     if min(shares) < 0 or max(shares) <= 0:
         raise UserError("the shares of a WorldConversations must be at least 0, and some of them above 0")
-    if cfg.turns < 1 or cfg.count < 0 or not 0 <= cfg.tool_share <= 1:
-        raise UserError(f"turns must be at least 1, count at least 0, tool_share from 0 to 1: {cfg.name}")
+    if cfg.turns < 1 or cfg.count < 0 or not (0 <= cfg.tool_share <= 1 and 0 <= cfg.forget <= 1):
+        raise UserError(f"turns must be at least 1, count at least 0, tool_share and forget from 0 to 1: {cfg.name}")
     if not 0 <= cfg.part[0] < cfg.part[1] <= 1:
         raise UserError(f"part must be two shares from 0 to 1, the lower first: {cfg.name} has {cfg.part}")
     if cfg.search and "search" not in cfg.tools:
@@ -252,7 +253,8 @@ def _exchange(
         question = open_book(t, fact_question(who, d.choice(t.people.attributes), d.below(2**32)))
     else:
         who, question = _fact(t, d, split, cfg.part, told=kind == "facts")
-    if kind in ("facts", "reading"):
+    forgotten = kind == "facts" and cfg.forget > 0 and d.chance(cfg.forget)
+    if kind in ("facts", "reading") and not forgotten:
         reply = recalled(t, who, question, cfg.recollect)
     elif kind == "search":
         reply = found(t, who, question, call, cfg.recollect)
