@@ -1,14 +1,14 @@
 """Ranks the responses in a feedback store, in a terminal: which answer is best, and which is next?
 
 usage:
-  python -m launch.rank --store=FEEDBACK.db --annotator=NAME [--seed=0] [--scale=1,7]
+  python -m launch.rank --store=FEEDBACK.db --annotator=NAME [--seed=0] [--rating_scale=1,7]
   python -m launch.rank --store=FEEDBACK.db --annotator=NAME < rankings.txt         a line for each prompt
   python -m launch.rank --store=FEEDBACK.db [--import=FILE] [--agreement] [--export=FILE] [--written=FILE]
 
 A prompt is shown with its responses, numbered in an order that the seed, the annotator and the prompt decide and that
 says nothing about where they come from. What you type:
   2 > 1 = 3 > 4       the ranking, best first, = for a tie, every response once; then the next prompt comes
-  rate 2 helpful 6    response 2 by a criterion, on the --scale
+  rate 2 helpful 6    response 2 by a criterion, on the --rating_scale
   better TEXT         an answer of yours that is better than all of these; without TEXT, lines that end with a dot alone
   demo TEXT           an answer of yours to learn from, whatever these are
   skip                the next prompt; this one comes again when the command is started again
@@ -53,7 +53,7 @@ STORE = flags.DEFINE_string("store", None, "The feedback store.")
 ANNOTATOR = flags.DEFINE_string("annotator", None, "Who ranks.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the order in which responses are shown.")
 CRITERIA = flags.DEFINE_list("criteria", ["helpful", "accurate", "safe"], "What responses may be rated by.")
-SCALE = flags.DEFINE_list("scale", ["1", "7"], "Lowest and highest rating.")
+SCALE = flags.DEFINE_list("rating_scale", ["1", "7"], "Lowest and highest rating.")
 IMPORT = flags.DEFINE_string("import", None, "Add the records of this file.")
 EXPORT = flags.DEFINE_string("export", None, "Write every record to this file.")
 WRITTEN = flags.DEFINE_string("written", None, "Write better answers and demonstrations to this file.")
@@ -255,9 +255,9 @@ def main() -> int:
         raise UserError("--store=FILE is missing: the feedback store")
     files = IMPORT.value, AGREEMENT.value or None, EXPORT.value, WRITTEN.value
     only = ANNOTATORS.value or None
-    scale = tuple(_number(x, "an end of --scale") for x in SCALE.value)
+    scale = tuple(_number(x, "an end of --rating_scale") for x in SCALE.value)
     if len(scale) != 2 or not scale[0] < scale[1]:
-        raise UserError("--scale is two numbers, the lower first, such as --scale=1,7")
+        raise UserError("--rating_scale is two numbers, the lower first, such as --rating_scale=1,7")
     if files == (None,) * 4 and ANNOTATOR.value is None:
         raise UserError("--annotator=NAME is missing: who ranks (or give --import, --export, --written or --agreement)")
     if not CRITERIA.value:

@@ -27,7 +27,8 @@ def call(capsys, monkeypatch):
         flags.FLAGS(["collect"])
 
     def run(**options):
-        with flagsaver.flagsaver(**options):
+        # Other programs imported here have another default.
+        with flagsaver.flagsaver(**{"temperature": 1.0} | options):
             assert collect.main() == 0
         return capsys.readouterr().out
 
