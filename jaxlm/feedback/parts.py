@@ -100,7 +100,7 @@ def name_of(part: Part) -> str:
     return words.strip("_")
 
 
-def chance(seed: int) -> Reward:
+def chance(*seed: int) -> Reward:
     """By the sample's address alone: asked again, it says the same."""
 
     def toss(prompt, completion, metadata) -> float:
@@ -131,7 +131,7 @@ def _soft(length: int, limit: int, buffer: int) -> float:
 
 
 def _one(
-    part: Part, task: Reward, tokenizer: Tokenizer, tools: bool, learned: Mapping[str, Reward], journaled
+    part: Part, task: Reward, tokenizer: Tokenizer, tools: bool, learned: Mapping[str, Reward], journaled, seed: int
 ) -> Reward:
     match part:
         case Correct():
@@ -151,7 +151,7 @@ def _one(
         case Function():
             return journaled(part.path, _function(part.path))
         case Chance():
-            return chance(part.seed)
+            return chance(part.seed, seed)
 
 
 def reward(
@@ -161,17 +161,19 @@ def reward(
     tools: bool = False,
     learned: Mapping[str, Reward] | None = None,
     journaled: Callable[[str, Reward], Reward] = lambda name, reward: reward,
+    seed: int = 0,
     log: Callable[[dict], None] | None = None,
 ) -> Reward:
     """The weighted sum of the parts.
 
     task: the task's own verdict. learned: reward models by their run. journaled: (name, function) -> the function as it
-    is to be called where its values cannot be had again. log: as in `weighted_sum`.
+    is to be called where its values cannot be had again. seed: the run's, of which a coin's tosses are. log: as in
+    `weighted_sum`.
     """
     if not parts:
         raise UserError("objective.reward is empty: name a part, such as Correct")
     named, taken = {}, [name_of(p) for p in parts]
     for i, part in enumerate(parts):
         name = taken[i] if taken.count(taken[i]) == 1 else f"{taken[i]}_{i}"
-        named[name] = (part.weight, _one(part, task, tokenizer, tools, learned or {}, journaled))
+        named[name] = (part.weight, _one(part, task, tokenizer, tools, learned or {}, journaled, seed))
     return weighted_sum(named, log)

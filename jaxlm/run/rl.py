@@ -128,7 +128,9 @@ class Scoring:
         def log(values):
             self.seen = values
 
-        self.reward = parts.reward(p.reward, self._remembered, tokenizer, bool(e.data.tools), learned, journaled, log)
+        self.reward = parts.reward(
+            p.reward, self._remembered, tokenizer, bool(e.data.tools), learned, journaled, e.seed, log
+        )
 
     def _remembered(self, asked, replies, metadata) -> list[float | None]:
         keys = [(m[parts.ADDRESS], r.completion.ids) for r, m in zip(replies, metadata, strict=True)]
