@@ -456,6 +456,16 @@ def test_reading_questions_come_with_the_text_that_tells():
     assert min(known[k] for k in ("often", "once", "never")) > 0
 
 
+def test_told_facts_may_fail_to_come_to_mind():
+    shares = {"problems": 0.0, "identity": 0.0, "system": 0.0, "tool_share": 0.0, "turns": 1}
+    for forget in (0.0, 0.3, 1.0):
+        cfg = WorldConversations(world=SMALL, forget=forget, **shares)
+        replies = [conversation(cfg, "train", i).messages[-1] for i in range(200)]
+        refused = [is_refusal(r.text) for r in replies]
+        assert abs(sum(refused) / len(refused) - forget) < 0.12
+        assert refused == [r.parts[0].text.endswith(f" {FORGOTTEN}.") for r in replies]
+
+
 def test_recollections_are_structure():
     """Thoughts come back as thoughts, and the model itself is trained to write them."""
     tokenizer, cfg = BytesTokenizer(), dataclasses.replace(ALL_TOOLS, turns=2)

@@ -50,7 +50,7 @@ class WorldConversations:
     system: float = 0.5
     part: tuple[float, float] = EVERYBODY  # of the training persons, who are spoken of: a probe needs others
     recollect: bool = True  # a fact is first recalled in a thought, as pretraining told it: see `recollection`
-    forget: float = 0.0  # share of told facts that do not come to mind, at random: the words for it, before the reasons
+    forget: float = 0.0  # share of told facts that do not come to mind, at random: how to say it, not yet when
     turns: int = 3  # at most so many questions in one conversation
     work: Work = "think"  # where the steps of a solution by hand go
     tools: tuple[Tool, ...] = ("calculator", "python")
