@@ -36,7 +36,6 @@ from jaxlm.data.world.answers import (
 )
 from jaxlm.data.world.arithmetic import ASK as ASK_ARITHMETIC
 from jaxlm.data.world.arithmetic import Arithmetic
-from jaxlm.data.world.biographies import passage
 from jaxlm.data.world.corpus import (
     World,
     document,
@@ -49,7 +48,7 @@ from jaxlm.data.world.corpus import (
 )
 from jaxlm.data.world.draws import Draws, permuted
 from jaxlm.data.world.graphs import Graphs
-from jaxlm.data.world.people import ATTRIBUTES, AUGMENTATIONS, Augmentation, People, name_space, person, tables
+from jaxlm.data.world.people import ATTRIBUTES, AUGMENTATIONS, Augmentation, People, name_space, person, stated, tables
 from jaxlm.data.world.questions import (
     FRAMES,
     NOUNS,
@@ -62,7 +61,6 @@ from jaxlm.data.world.questions import (
 )
 from jaxlm.data.world.sentences import SENTENCES, side
 from jaxlm.data.world.talk import (
-    FORGOTTEN,
     WorldConversations,
     conversation,
     conversations,
@@ -226,7 +224,7 @@ def test_golden():
     assert found == GOLDEN
 
 
-GOLDEN = ["421966128a2e7ffd", "77ff1d80deb636bd", "dc4f5b00855488de", "e3a1cb1d6f54e0ae"]
+GOLDEN = ["421966128a2e7ffd", "5f5c8530cb42ecb6", "dc4f5b00855488de", "e3a1cb1d6f54e0ae"]
 
 
 def test_fingerprint_follows_what_decides_the_text():
@@ -323,7 +321,9 @@ def test_the_text_states_what_it_should_and_how_often(name):
 @given(st.integers(0, 2**63 - 1), st.integers(2, 40), st.floats(0, 0.6), st.floats(0, 0.39), st.booleans())
 @settings(max_examples=25, deadline=None)
 def test_withheld_facts_and_unmentioned_people_never_appear(seed, count, never, once, fullname):
-    people = People(count, 10, values=1000, never=never, once=once, augmentation=Augmentation(fullname=fullname))
+    people = People(
+        count=count, unmentioned=10, values=1000, never=never, once=once, augmentation=Augmentation(fullname=fullname)
+    )
     world = World(seed=seed, people=people, problems=10, questions=10, validation=min(count, 5))
     everyone = people_of(world)
     whole = "\n".join(text for _, text in texts(world))
@@ -337,6 +337,23 @@ def test_withheld_facts_and_unmentioned_people_never_appear(seed, count, never, 
                     assert not re.search(rf"\b{who.facts[attribute]}\b", text), (i, attribute)
     for who in everyone[:count]:
         assert "often" in who.known.values()
+
+
+def test_passing_people_are_named_in_one_text_and_never_asked_about():
+    world = dataclasses.replace(SMALL, people=dataclasses.replace(SMALL.people, passing=50), problems=7, questions=9)
+    t, everyone, found = world_tables(world), people_of(world), dict(texts(world))
+    without = dataclasses.replace(world, people=SMALL.people)
+    assert len(found) == sum(size(world)) == sum(size(without)) + 50
+    for i in range(len(everyone), len(everyone) + 50):
+        who = person(t, i)
+        told = stated(who, 0, t.people.attributes)
+        assert [who.name in text for text in found.values()].count(True) == 1
+        assert who.name in found[f"train/bio/{i}/0"] and all(who.facts[a] in found[f"train/bio/{i}/0"] for a in told)
+        assert len(told) == 2
+    assert max(persons(t)) < len(everyone)
+    # Others are who they are without them.
+    before = dict(texts(without))
+    assert before == {i: text for i, text in found.items() if i in before}
 
 
 def test_validation_is_in_heldout_sentences():
@@ -414,10 +431,9 @@ def test_a_recollection_is_a_sentence_of_pretraining():
         for attribute, value in who.facts.items():
             known, unknown = (recollection(t, who, attribute, v) for v in (value, None))
             assert known.kind == unknown.kind == "thinking"
-            assert known.text.endswith(f" {value}.") and known.text[: -len(value) - 1] == unknown.text[:-2]
+            assert known.text == f"{unknown.text} {value}."
             form = known.text.replace(f"{who.name}'s", "{P}").replace(who.name, "{S}").replace(value, "{v}")
             assert form in side(SENTENCES[attribute], False)
-            assert unknown.text.endswith(f" {FORGOTTEN}.")
 
 
 def test_facts_are_recalled_before_they_are_told():
@@ -433,7 +449,7 @@ def test_facts_are_recalled_before_they_are_told():
                 called, refused = any(p.kind == "tool_call" for p in message.parts), is_refusal(message.text)
                 kinds["search" if called else "unknown" if refused else "fact"] += 1
                 if thoughts:
-                    forgotten = thoughts[0].endswith(f" {FORGOTTEN}.")
+                    forgotten = not thoughts[0].endswith(".")
                     assert forgotten == (called or refused) and (forgotten or message.text in thoughts[0])
         assert min(kinds[k] for k in ("search", "unknown", "fact")) > 3
 
@@ -442,7 +458,7 @@ def test_reading_questions_come_with_the_text_that_tells():
     t = world_tables(SMALL)
     shares = {"reading": 1.0, "facts": 0.0, "problems": 0.0, "identity": 0.0, "system": 0.0}
     cfg = WorldConversations(world=SMALL, tool_share=0.0, **shares)
-    known = collections.Counter()
+    known, sentences = collections.Counter(), collections.Counter()
     for split in ("train", "heldout"):
         names = {person(t, i).name: person(t, i) for i in persons(t, split)}
         for i in range(40):
@@ -450,10 +466,12 @@ def test_reading_questions_come_with_the_text_that_tells():
             for user, reply in zip(messages[::2], messages[1::2], strict=True):
                 text, question = user.text.split("\n\n")
                 who = names[next(n for n in names if n in question)]
-                assert reply.text in text and text == passage(t, who)
+                assert reply.text in text
+                sentences[text.count(who.name)] += 1
                 told = {recollection(t, who, a, reply.text): a for a, v in who.facts.items() if v == reply.text}
                 known[who.known[told[reply.parts[0]]]] += 1
     assert min(known[k] for k in ("often", "once", "never")) > 0
+    assert min(sentences) == 1 and max(sentences) >= len(SMALL.people.attributes) - 1
 
 
 def test_told_facts_may_fail_to_come_to_mind():
@@ -463,7 +481,7 @@ def test_told_facts_may_fail_to_come_to_mind():
         replies = [conversation(cfg, "train", i).messages[-1] for i in range(200)]
         refused = [is_refusal(r.text) for r in replies]
         assert abs(sum(refused) / len(refused) - forget) < 0.12
-        assert refused == [r.parts[0].text.endswith(f" {FORGOTTEN}.") for r in replies]
+        assert refused == [not r.parts[0].text.endswith(".") for r in replies]
 
 
 def test_recollections_are_structure():

@@ -30,9 +30,10 @@ Task = Literal["arithmetic", "graph", "spell", "count", "reverse"]
 class World:
     """People and problems. Everything in it follows from the fields, `name` and `weight` aside.
 
-    Its text: every biography of every mentioned person, `problems` worked problems and `questions` answered questions,
-    all in one random order (ids `train/...`); then `validation` documents of held-out kinds (ids `heldout/...`).
-    Split it with `ById`, or a fact told once may be told in validation alone. Curation leaves it as it is.
+    Its text: every biography of every mentioned person, the one of each passing person, `problems` worked problems and
+    `questions` answered questions, all in one random order (ids `train/...`); then `validation` documents of held-out
+    kinds (ids `heldout/...`). Split it with `ById`, or a fact told once may be told in validation alone. Curation
+    leaves it as it is.
     """
 
     name: str = "world"
@@ -93,7 +94,7 @@ def _asked(t: Tables, index: int) -> Question:
 def size(world: World) -> tuple[int, int]:
     """(training documents, validation documents)"""
     people = world.people
-    train = people.count * people.augmentation.exposures + world.problems + world.questions
+    train = people.count * people.augmentation.exposures + people.passing + world.problems + world.questions
     return train, min(world.validation, people.count * (2 if world.problems else 1))
 
 
@@ -117,7 +118,10 @@ def _document(world: World, t: Tables, index: int, train: int, validation: int) 
         p = problem(world, "train", index)
         return f"train/problem/{index}", written(p.question, p.solution)
     index -= world.problems
-    return f"train/question/{index}", written(_asked(t, index))
+    if index < world.questions:
+        return f"train/question/{index}", written(_asked(t, index))
+    who = t.people.count + t.people.unmentioned + index - world.questions
+    return f"train/bio/{who}/0", biography(t, person(t, who), 0)
 
 
 def _validation(world: World, t: Tables, index: int) -> tuple[str, str]:

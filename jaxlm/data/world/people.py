@@ -17,6 +17,7 @@ Known = Literal["often", "once", "never"]
 Split = Literal["train", "heldout"]
 ATTRIBUTES: tuple[Attribute, ...] = tuple(SENTENCES)
 YEARS, FIRST_YEAR, DAYS = 100, 1900, 28
+PASSING_FACTS = 2  # that the text about a passing person tells
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,10 +47,16 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 
 @dataclasses.dataclass(frozen=True)
 class People:
-    """Who there is. Persons 0 .. count - 1 have biographies, the `unmentioned` ones after them are named nowhere."""
+    """Who there is.
+
+    Persons 0 .. count - 1 have biographies, the `unmentioned` ones after them are named nowhere, and each of the
+    `passing` ones at the end is named in one short text and never asked about. As in any large text, a name met for
+    the first time is then nothing unusual, and a model learns not to be sure of what it tells of such a name.
+    """
 
     count: int = 1000
     unmentioned: int = 200
+    passing: int = 0
     train_fraction: float = 0.5  # of the mentioned and of the unmentioned: the first ones, for questions in training
     attributes: tuple[Attribute, ...] = ATTRIBUTES
     values: int = 100  # at most so many different values of an attribute, dates aside; chance is one in so many
@@ -97,13 +104,21 @@ def name_space(people: People) -> int:
     return (len(banks.FEMALE) + len(banks.MALE)) * middle * len(banks.last_names())
 
 
+def everybody(people: People) -> int:
+    """How many people there are."""
+    return people.count + people.unmentioned + people.passing
+
+
 def _check(people: People, seed: int) -> None:
     p, a = people, people.augmentation
     most_wordings = min(len(side(SENTENCES[x], False)) for x in ATTRIBUTES)
     most_values = max(map(len, banks.places().values()))
     rules = (
         (0 <= seed < 2**63, f"the seed of a world must be from 0 to 2**63 - 1, got {seed}"),
-        (p.count >= 1 and p.unmentioned >= 0, f"people.count must be at least 1, unmentioned at least 0: {p}"),
+        (
+            p.count >= 1 and min(p.unmentioned, p.passing) >= 0,
+            f"people.count must be at least 1, unmentioned and passing at least 0: {p}",
+        ),
         (0 <= p.train_fraction <= 1, f"people.train_fraction must be from 0 to 1, got {p.train_fraction}"),
         (p.attributes and len(set(p.attributes)) == len(p.attributes), "people.attributes must be different, and some"),
         (2 <= p.values <= most_values, f"people.values must be from 2 to {most_values}, got {p.values}"),
@@ -111,8 +126,8 @@ def _check(people: People, seed: int) -> None:
         (1 <= a.wordings <= most_wordings, f"augmentation.wordings must be from 1 to {most_wordings}: {a.wordings}"),
         (a.wordings <= a.exposures, f"augmentation.wordings={a.wordings} needs as many exposures, got {a.exposures}"),
         (
-            p.count + p.unmentioned <= name_space(p),
-            f"{p.count + p.unmentioned} people need as many names; names={p.names!r} has {name_space(p)}",
+            everybody(p) <= name_space(p),
+            f"{everybody(p)} people need as many names; names={p.names!r} has {name_space(p)}",
         ),
     )
     for holds, message in rules:
@@ -166,7 +181,7 @@ def _rounded(d: Draws, share: float) -> int:
 
 @functools.lru_cache(maxsize=8192)
 def person(t: Tables, index: int) -> Person:
-    """Person `index` of 0 .. count + unmentioned - 1."""
+    """Person `index` of 0 .. everybody(people) - 1."""
     p, d = t.people, Draws(t.seed, draws.PEOPLE, index)
     name, pronouns = _name(t, index)
     facts: dict[Attribute, str] = {}
@@ -196,6 +211,9 @@ def person(t: Tables, index: int) -> Person:
                 known[attribute] = told
                 if told == "once":
                     once_in[attribute] = where
+    if index >= p.count + p.unmentioned:
+        for attribute in d.shuffled(p.attributes)[:PASSING_FACTS]:
+            known[attribute], once_in[attribute] = "once", 0
     first = index if mentioned else index - p.count
     of = p.count if mentioned else p.unmentioned
     split = "train" if first < round(p.train_fraction * of) else "heldout"

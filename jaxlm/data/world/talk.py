@@ -69,16 +69,15 @@ def answered(question: Question) -> Message:
     return Message("assistant", (Part(question.answer),))
 
 
-FORGOTTEN = "?"  # in a thought, in place of what does not come to mind
-
-
 def recollection(t: Tables, who: Person, attribute: Attribute, value: str | None = None) -> Part:
-    """A thought that states the fact in a sentence of pretraining, with the value at its end; None: it is not known.
+    """A thought that states the fact in a sentence of pretraining, with the value at its end.
 
     A model can recall what it has read where it writes what it has read: before the value it stands where it stood in
-    pretraining, and there it also turns out that nothing comes to mind.
+    pretraining, and there it also turns out that nothing comes to mind. Without a value the thought breaks off there:
+    it ends with a control symbol, which no text has and no value begins with.
     """
-    return Part(statement(t, who, attribute, FORGOTTEN if value is None else value), "thinking")
+    sentence = statement(t, who, attribute, value or "")
+    return Part(sentence if value else sentence.removesuffix(".").rstrip(), "thinking")
 
 
 def recalled(t: Tables, who: Person, question: Question, recollect: bool) -> Message:
@@ -144,9 +143,9 @@ def found(t: Tables, who: Person, question: Question, call: Call | None = None, 
     return _called("search", query(who, question.attribute), result, question.answer, call, *thought)
 
 
-def open_book(t: Tables, question: Question) -> Question:
-    """A question about a fact with the text that tells it, and the person's other facts, before it."""
-    text = f"{passage(t, person(t, question.person))}\n\n{question.text}"
+def open_book(t: Tables, question: Question, told: tuple[Attribute, ...] | None = None) -> Question:
+    """A question about a fact with a text before it that tells these facts of the person; unset: all of them."""
+    text = f"{passage(t, person(t, question.person), told)}\n\n{question.text}"
     return dataclasses.replace(question, text=text, id=f"{question.id}/open")
 
 
@@ -250,7 +249,10 @@ def _exchange(
         return [Message("user", question.text), answered(question)]
     if kind == "reading":
         who = person(t, d.choice(persons(t, split, None, cfg.part)))
-        question = open_book(t, fact_question(who, d.choice(t.people.attributes), d.below(2**32)))
+        # From one fact up: to find a value among many is not learned before it is learned to copy one.
+        asked, *others = d.shuffled(t.people.attributes)
+        told = d.shuffled([asked, *others[: d.below(len(t.people.attributes))]])
+        question = open_book(t, fact_question(who, asked, d.below(2**32)), tuple(told))
     else:
         who, question = _fact(t, d, split, cfg.part, told=kind == "facts")
     forgotten = kind == "facts" and cfg.forget > 0 and d.chance(cfg.forget)
