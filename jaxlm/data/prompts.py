@@ -18,8 +18,9 @@ from jaxlm.config import UserError
 from jaxlm.data import tokenizer as tokenizers
 from jaxlm.data.conversation import Conversation, Message
 from jaxlm.data.prepare import Prepared
-from jaxlm.data.tasks import addition, file, walks, world
+from jaxlm.data.tasks import addition, chains, file, walks, world
 from jaxlm.data.tasks.addition import Addition
+from jaxlm.data.tasks.chains import Chains
 from jaxlm.data.tasks.file import PromptFile
 from jaxlm.data.tasks.prompt import Prompt, Split
 from jaxlm.data.tasks.walks import Walks
@@ -29,8 +30,8 @@ from jaxlm.data.world.talk import Tool, tools_message
 from jaxlm.feedback import verifiers
 from jaxlm.feedback.scoring import Reward, each
 
-Task = Walks | Addition | WorldTask | PromptFile
-MODULES = {Walks: walks, Addition: addition, WorldTask: world, PromptFile: file}
+Task = Walks | Addition | Chains | WorldTask | PromptFile
+MODULES = {Walks: walks, Addition: addition, Chains: chains, WorldTask: world, PromptFile: file}
 VERSION = 2  # of what the tasks give
 
 
@@ -79,6 +80,8 @@ def reward_of(cfg: Prompts) -> Reward:
     match cfg.task:
         case Walks() as task:
             return each(lambda start, reply, about: walks.optimality(task, start + reply.message.text), "optimality")
+        case Chains() as task:
+            return each(lambda start, reply, about: chains.follows(task, start + reply.message.text), "follows")
         case WorldTask():
             return verifiers.verified(verifiers.world, "question")
         case PromptFile() as task:

@@ -17,8 +17,9 @@ from jaxlm import storage
 from jaxlm.config import UserError
 from jaxlm.data import embedded, readers
 from jaxlm.data.readers import Rejects
-from jaxlm.data.tasks import addition, walks
+from jaxlm.data.tasks import addition, chains, walks
 from jaxlm.data.tasks.addition import Addition
+from jaxlm.data.tasks.chains import Chains
 from jaxlm.data.tasks.walks import Walks
 from jaxlm.data.world import corpus
 from jaxlm.data.world.corpus import World
@@ -73,8 +74,8 @@ class HuggingFace:
     max_bad_fraction: float = 0.01
 
 
-Source = Files | EmbeddedPython | HuggingFace | World | Walks | Addition
-TASKS = {Walks: walks, Addition: addition}
+Source = Files | EmbeddedPython | HuggingFace | World | Walks | Addition | Chains
+TASKS = {Walks: walks, Addition: addition, Chains: chains}
 MADE = (EmbeddedPython, World, *TASKS)  # here, so that no text of theirs is ever refused
 
 
@@ -162,7 +163,7 @@ def _python_documents(source: EmbeddedPython, rejects: Rejects) -> Iterator[Docu
         )
 
 
-def _made_documents(source: World | Walks | Addition, rejects: Rejects) -> Iterator[Document]:
+def _made_documents(source: World | Walks | Addition | Chains, rejects: Rejects) -> Iterator[Document]:
     for name, text in TASKS.get(type(source), corpus).texts(source):
         rejects.seen += 1
         yield Document(text, source.name, name)
@@ -250,7 +251,7 @@ def fingerprint(source: Source) -> str:
         return corpus.fingerprint(source)
     fields = {k: v for k, v in dataclasses.asdict(source).items() if k not in ("name", "weight", "path")}
     digest = hashlib.sha256(repr(sorted(fields.items())).encode())
-    if isinstance(source, Walks | Addition):
+    if type(source) in TASKS:
         digest.update(f"{type(source).__name__} {TASKS[type(source)].VERSION}".encode())
     elif isinstance(source, Files):
         for name, path in files_of(source):

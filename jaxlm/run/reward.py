@@ -169,7 +169,8 @@ def reward_function(workdir, tokenizer_hash: str | None = None, mesh=None) -> Re
 
 
 def set_scale(workdir, prompts: Sequence, completions: Sequence, tokenizer_hash: str | None = None) -> Scale:
-    """Puts the run's scores on another scale: mean 0 and standard deviation 1 on these responses."""
-    run, scale = load_reward(workdir)
+    """Puts the run's scores on another scale: mean 0 and standard deviation 1 on these responses. A run that has no
+    scale yet gets its first one, of its newest parameters."""
+    run = load_reward(workdir)[0] if (storage.path(workdir) / FILE).exists() else load_any(workdir)
     rows = [_ids(run, p, c, tokenizer_hash) for p, c in zip(prompts, completions, strict=True)]
-    return _write(workdir, raw_scores(run, [ids for ids in rows if ids]), scale.step)
+    return _write(workdir, raw_scores(run, [ids for ids in rows if ids]), run.step)

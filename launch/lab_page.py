@@ -1,0 +1,125 @@
+"""The page that launch.lab ends with, and its pictures."""
+
+import sys
+from collections.abc import Mapping
+
+from jaxlm import storage
+from jaxlm.config import UserError
+from jaxlm.estimates import Estimate
+from jaxlm.feedback.alarms import Alarm
+from jaxlm.feedback.overoptimization import Fit
+from jaxlm.run.overoptimization_plots import overoptimization
+from jaxlm.run.report import COLORS, Page, label_axes, new_figure, save_figure
+from launch import lab_results
+
+SMOOTHED = ("proxy", "gold", "verifier", "d")
+
+
+def _points(records, window: int) -> list[dict]:
+    """A run's course as means of `window` records, some twenty of them to draw."""
+    columns = {name: lab_results.smoothed(records, name, window) for name in SMOOTHED}
+    kept = sorted({*range(0, len(records), max(1, len(records) // 20)), len(records) - 1})
+    return [{"step": records[i]["step"]} | {name: float(c[i]) for name, c in columns.items()} for i in kept]
+
+
+def _fit(found: Mapping | None) -> dict[str, Fit]:
+    """A fit as it was before it became JSON, for the picture, which reads no interval of it."""
+    return {} if found is None else {"gold": Fit(**found)}
+
+
+def _alarm(run: Mapping, drawn: list[dict]) -> Alarm | None:
+    """The first alarm, moved to the nearest point that is drawn."""
+    if not run["alarms"]:
+        return None
+    first = Alarm(**run["alarms"][0])
+    nearest = min((p["step"] for p in drawn), key=lambda step: abs(step - first.since))
+    return Alarm(first.what, nearest, first.seen, first.amount, first.why)
+
+
+def one_seed(arm: Mapping, count: int, window: int, path) -> None:
+    """Proxy, gold and verifier over sqrt(KL) for one number of labels: best-of-n, and each run beside it."""
+    best = arm["best_of_n"][str(count)]
+    title = f"best-of-n, {count} labels"
+    panels = {title: [{k: Estimate(**v) if isinstance(v, dict) else v for k, v in p.items()} for p in best["points"]]}
+    fits, alarms = {title: _fit(best["fit"])}, {}
+    for run in arm["rl"].values():
+        if run["labels"] == count:
+            title = f"RL, {count} labels" + (", KL penalty" if run["penalty"] else "")
+            panels[title] = _points(run["records"], window)
+            fits[title] = _fit(run["fit"])
+            if (alarm := _alarm(run, panels[title])) is not None:
+                alarms[title] = alarm
+    overoptimization(panels, path, fits, alarms)
+
+
+def all_seeds(results: Mapping, path) -> None:
+    """Gold over sqrt(KL), a color for each number of labels and a line for each seed; the proxy dotted."""
+    figure, window = new_figure(11, 4.4), results["definition"]["window"]
+    best, rl = figure.subplots(1, 2, sharey=True)
+    runs = list(next(iter(results["arms"].values()))["rl"])
+    for arm in results["arms"].values():
+        first = arm is next(iter(results["arms"].values()))
+        for color, count in zip(COLORS, results["labels"]):
+            points = arm["best_of_n"][str(count)]["points"]
+            for name, style in (("gold", "-"), ("proxy", ":")):
+                label = f"{name}, {count} labels" if first else None
+                best.plot([p["d"] for p in points], [p[name]["value"] for p in points], style, color=color, label=label)
+        for color, name in zip(COLORS, runs):
+            points = _points(arm["rl"][name]["records"], window)
+            for measure, style in (("gold", "-"), ("proxy", ":")):
+                label = f"{measure}, {name}" if first else None
+                rl.plot([p["d"] for p in points], [p[measure] for p in points], style, color=color, label=label)
+    for axes, title in ((best, "best-of-n"), (rl, "reinforcement learning")):
+        label_axes(axes, r"$\sqrt{\mathrm{KL}}$ to the initial policy", title)
+    best.set_ylabel("reward")
+    save_figure(figure, path)
+
+
+def page(results: Mapping, command: str, folder) -> Page:
+    """folder: where the pictures are, those that could be drawn."""
+    s, out = results["summary"], Page("Over-optimization of a proxy reward")
+    out.paragraph(
+        "The gold reward is wanted, a proxy that has learned from some of its choices is optimized. Rewards are in "
+        "standard deviations of the initial policy's samples. Brackets: 95% intervals over seeds; then each seed.",
+        soft=True,
+    )
+    out.heading("What is shown")
+    out.table(["in every seed", ""], [[what, "yes" if yes else "no"] for what, yes in lab_results.shown(s).items()])
+    if (folder / "all.png").exists():
+        out.image(folder / "all.png", "Gold and proxy over the distance from the initial policy, a line for each seed")
+    out.heading("Best-of-n")
+    names, cell = lab_results.NAMES, lab_results.cell
+    rows = [[c, cell(s["accuracy"][c]), *(cell(s["best_of_n"][c][k]) for k in names)] for c in map(str, s["labels"])]
+    out.table(["labels", "accuracy of the proxy", *(f"{k} at n={s['n']}" for k in names)], rows)
+    out.heading("Reinforcement learning")
+    heads = {"peak": "highest gold", "d_peak": "at sqrt KL", "end": "gold at the end", "proxy": "proxy at the end",
+             "d": "sqrt KL at the end"}  # fmt: skip
+    rows = [[name, *(cell(r[k]) for k in heads)] for name, r in s["rl"].items()]
+    out.table(["run", *heads.values()], rows)
+    out.subheading("Share of the highest gain in gold that is kept, by seed")
+    out.table(["remedy", *map(str, s["seeds"])], [[name, *values] for name, values in s["kept"].items()])
+    for seed, arm in results["arms"].items():
+        out.heading(f"Seed {seed}")
+        for count in results["labels"]:
+            if (picture := folder / f"{seed}_{count}.png").exists():
+                out.image(picture, f"Seed {seed}, {count} labels; dashed: the curves of Gao et al., fitted")
+        rows = [
+            [name, a["what"], a["since"], a["seen"], a["why"]] for name, r in arm["rl"].items() for a in r["alarms"]
+        ]
+        out.table(["run", "alarm", "since step", "known at step", "why"], rows)
+    out.heading("Again")
+    out.pre(command)
+    return out
+
+
+def write(results: Mapping, command: str, folder) -> None:
+    """`index.html` and the pictures; without matplotlib the page alone."""
+    storage.make_dir(folder)
+    try:
+        all_seeds(results, folder / "all.png")
+        for seed, arm in results["arms"].items():
+            for count in results["labels"]:
+                one_seed(arm, count, results["definition"]["window"], folder / f"{seed}_{count}.png")
+    except UserError as error:
+        print(error, file=sys.stderr)
+    page(results, command, folder).write(folder / "index.html")
