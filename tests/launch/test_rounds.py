@@ -1,0 +1,153 @@
+"""launch.rounds in seconds: every stage, stopped at each of their boundaries and resumed; its files, its mistakes."""
+
+import dataclasses
+import json
+
+import pytest
+from absl import flags
+
+from experiments.rounds import SCALES, of_round
+from jaxlm import config, storage
+from jaxlm.config import UserError
+from jaxlm.data.chat import Chat
+from jaxlm.data.tokenizer import Bytes
+from jaxlm.data.world.corpus import World
+from jaxlm.data.world.people import People
+from jaxlm.data.world.talk import WorldConversations
+from jaxlm.feedback import preferences
+from jaxlm.feedback.store import Store
+from jaxlm.run import exits, stages
+from jaxlm.sample import engine
+from launch import rounds
+from tests import tiny_run
+
+flags.FLAGS.set_gnu_getopt(True)
+WORLD = World(people=People(count=40, unmentioned=10, attributes=("hobby", "dish")), tasks=("spell",))
+CHAT = Chat(sources=(WorldConversations(world=WORLD),), tokenizer=Bytes(), context=320)
+SETS = ["demonstrations=60", "prompts=16", "responses=2", "pool=40", "heldout=8", "best_of=4", "samples=2",
+        "max_tokens=8", "sft.data.context=320", "sft.train.batch_size=8", "sft.train.steps=2", "sft.evaluation.every=2",
+        "sft.evaluation.batch_size=8", "reward.data.context=640", "reward.train.steps=2",
+        "reward.train.batch_size=8", "reward.evaluation.every=2", "reward.evaluation.batch_size=8",
+        "reward.data.valid_fraction=0.3", "ppo.data.context=320", "ppo.train.steps=2", "ppo.train.batch_size=8",
+        "ppo.evaluation.every=2", "ppo.checkpoint.every=2", "ppo.objective.heldout_prompts=2",
+        "ppo.objective.minibatches=1", "ppo.objective.preflight=off"]  # fmt: skip
+STAGES = ("demonstrate", "sft", "baseline", "collect_1", "reward_1", "ppo_1", "evaluate_1", "report_1")
+
+
+@pytest.fixture(scope="module")
+def parent(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parent") / "chat"
+    model = dataclasses.replace(tiny_run.EXPERIMENT.model, layers=1, width=16, heads=2)
+    tiny_run.make(folder, tiny_run.replaced(model=model, data=CHAT))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def done(parent, tmp_path_factory):
+    """(workdir, records) of a run without a stop, and of one that was stopped before every stage."""
+    root = tmp_path_factory.mktemp("rounds")
+    sets = [*SETS, f"sft.data.cache={root / 'cache'}", f"reward.data.cache={root / 'cache'}"]
+    with pytest.MonkeyPatch.context() as m:
+        # Nearly all of the time is the compiler's: one shape instead of a dozen.
+        for name, size in {"MIN_PROMPT_BUCKET": 256, "MIN_TOKENS_BUCKET": 64, "MIN_CAPACITY": 512}.items():
+            m.setattr(engine, name, size)
+        m.setattr(rounds, "use_compilation_cache", lambda: None)
+        whole = root / "whole", rounds.run(root / "whole", parent, "smoke", 1, sets)
+        stopped, ran = root / "stopped", []
+        m.setattr(stages, "run", stops_after_one(stages.run, ran))
+        for _ in STAGES[:-1]:
+            with pytest.raises(exits.Stopped):
+                rounds.run(stopped, parent, "smoke", 1, sets)
+        records = rounds.run(stopped, parent, "smoke", 1, sets)
+    return whole, (stopped, records, ran), sets
+
+
+def stops_after_one(run, ran: list):
+    """`stages.run` that is stopped when a second stage is about to begin; `ran` gets the names of those that ran."""
+
+    def stopping(workdir, todo, *rest):
+        mine = []
+
+        def once(stage):
+            def begin(done, anew):
+                if mine:
+                    raise exits.Stopped
+                mine.append(stage.name)
+                ran.append(stage.name)
+                return stage.run(done, anew)
+
+            return dataclasses.replace(stage, run=begin)
+
+        return run(workdir, [once(s) for s in todo], *rest)
+
+    return stopping
+
+
+def test_stopped_at_every_boundary_it_comes_out_the_same(done):
+    (whole, records), (stopped, resumed, ran), _ = done
+    assert tuple(records) == tuple(resumed) == STAGES and ran == list(STAGES)
+    assert {n: r["identity"] for n, r in records.items() if not n.startswith(("ppo", "sft", "reward"))} == {
+        n: r["identity"] for n, r in resumed.items() if not n.startswith(("ppo", "sft", "reward"))
+    }
+    a, b = (storage.read_json(w / "results.json") for w in (whole, stopped))
+    assert a == b
+    for name in ("demonstrations.jsonl", "prompts.jsonl", "heldout.jsonl", "table.md"):
+        assert (whole / name).read_text() == (stopped / name).read_text(), name
+    files = [[json.loads(line)["id"] for line in (w / "round_1" / "feedback.jsonl").read_text().splitlines()
+              if '"kind":"prompt"' in line] for w in (whole, stopped)]  # fmt: skip
+    assert files[0] == files[1] and files[0]
+
+
+def test_the_same_command_does_nothing_again(done, parent, capsys, monkeypatch):
+    (whole, records), _, sets = done
+    monkeypatch.setattr(rounds.rl, "run", None)
+    monkeypatch.setattr(rounds.rounds, "respond", None)
+    assert rounds.run(whole, parent, "smoke", 1, sets) == records
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(STAGES) and all("skipped" in line for line in lines)
+    with pytest.raises(UserError, match=r"holds another experiment: .*max_tokens"):
+        rounds.run(whole, parent, "smoke", 1, [*sets, "max_tokens=9"])
+
+
+def test_a_round_leaves_what_a_reader_needs(done):
+    (whole, records), *_ = done
+    r = records["evaluate_1"]["result"]
+    assert {"sft", "ppo", "sft, greedy", "ppo, greedy", "best of 2"} == r["gold"].keys()
+    assert r["gain"]["n"] == 8 and r["gain"]["value"] == pytest.approx(
+        r["gold"]["ppo"]["value"] - r["gold"]["sft"]["value"]
+    )
+    assert [q["n"] for q in r["curve"]] == [1, 2] and r["curve"][0]["kl"] == 0.0
+    assert {s["name"] for s in r["elo"]["standings"]} == {"sft", "round 1"}
+    assert r["share"].keys() == {"value", "low", "high", "best_of_n", "kl", "beyond"}
+    for name in ("report/round_1.html", "report/round_1.png", "report/elo_1.png", "results.json",
+                 "round_1/reward/reward.json", "round_1/ppo/checkpoints", "feedback.db", "config.json"):  # fmt: skip
+        assert (whole / name).exists(), name
+    page = (whole / "report" / "round_1.html").read_text()
+    assert "Transcripts" in page and "best of n" in page and page.count("data:image/png") >= 2
+    assert (whole / "table.md").read_text().count("\n") == 3
+    told = records["reward_1"]["result"]
+    assert {"eval/all/accuracy", "eval/all/calibration_error"} <= told["last"].keys() and told["scale"]["responses"] > 0
+    with Store(whole / "feedback.db") as store:
+        assert len(preferences.from_store(store)) == records["collect_1"]["result"]["rankings"] <= 16
+    metrics = (whole / "round_1" / "ppo" / "metrics.jsonl").read_text()
+    assert "train/reward/learned" in metrics and "train/reward/function" in metrics  # gold is logged, with weight 0
+
+
+def test_each_round_reads_what_it_should():
+    x = SCALES["tiny"]()
+    first, second = (of_round(x, k, "w", "w/sft", before) for k, before in ((1, "w/sft"), (2, "w/round_1/ppo")))
+    assert [e.parent for e in first] == ["w/sft", "w/sft"] and [e.parent for e in second] == ["w/sft", "w/round_1/ppo"]
+    assert second[0].data.sources[0].path == "w/round_2/feedback.jsonl"
+    objective = second[1].objective
+    assert objective.reward[0].run == objective.critic.run == "w/round_2/reward"
+    assert objective.reward[1].weight == 0.0 and "gold" in objective.reward[1].path  # gold is seen, and not maximized
+    assert len({e.seed for e in (*first, *second)}) == 2 and first[1].seed != second[1].seed
+    assert second[1].data.task.path == "w/prompts.jsonl" and second[1].data.tools == x.tools
+    assert config.from_json(type(x), config.to_json(x)) == x
+
+
+def test_mistakes_are_one_clear_line(tmp_path, parent):
+    with pytest.raises(UserError, match="responses and best_of 2"):
+        rounds.run(tmp_path / "w", parent, "tiny", 1, ["responses=1"])
+    with pytest.raises(UserError, match="no such workdir"):
+        rounds.run(tmp_path / "w2", str(tmp_path / "nowhere"), "smoke", 1, [])
