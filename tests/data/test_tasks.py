@@ -9,8 +9,8 @@ import pytest
 from jaxlm.config import UserError
 from jaxlm.data import prompts, sources
 from jaxlm.data.conversation import Message
-from jaxlm.data.prompts import Addition, PromptFile, Prompts, Walks, WorldTask
-from jaxlm.data.tasks import addition, walks
+from jaxlm.data.prompts import Addition, Chains, PromptFile, Prompts, Walks, WorldTask
+from jaxlm.data.tasks import addition, chains, walks
 from jaxlm.data.tokenizer import BytesTokenizer
 from jaxlm.feedback.scoring import scores
 from jaxlm.sample.chat import Reply
@@ -103,6 +103,45 @@ def test_sides_of_addition_share_no_problem():
     assert score(Prompts(task=cfg), p, p.metadata["answer"] + "1") == 0.0
 
 
+# ---------------------------------------------------------------------------------------------------------- chains
+def test_texts_follow_the_chain_and_go_many_ways():
+    cfg = Chains()
+    table = chains.chain(cfg)
+    np.testing.assert_allclose(table.sum(1), 1.0)
+    assert ((table > 0).sum(1) == cfg.ways).all()
+    surprisal = -np.sum(table * np.log(np.where(table > 0, table, 1.0)), 1).mean()
+    assert 1.5 < surprisal < 2.0
+    found = [chains.text(cfg, i) for i in range(200)]
+    assert len(set(found)) == 200 and {len(t) for t in found} == {24}
+    counts = np.zeros_like(table)
+    for t in found:
+        assert chains.follows(cfg, t) == 1.0
+        np.add.at(counts, tuple(np.array([[ord(c) - ord("a") for c in s] for s in (t[:-1], t[1:])])), 1)
+    share = counts / counts.sum(1, keepdims=True)
+    assert np.abs(share - table).max() < 0.2 and np.abs(share - table).mean() < 0.02
+
+
+def test_each_letter_that_may_not_follow_costs_its_share():
+    cfg = Chains()
+    text = chains.text(cfg, 0)
+    assert chains.follows(cfg, text[:14]) == 0.5 and chains.follows(cfg, text[:4]) == 0.0
+    assert chains.follows(cfg, text + text[:20]) == 0.5  # nothing is gained by going on
+    stranger = next(chr(97 + i) for i in range(cfg.letters) if chains.chain(cfg)[ord(text[-2]) - 97, i] == 0)
+    assert chains.follows(cfg, text[:-1] + stranger) == pytest.approx(0.95)
+    assert chains.follows(cfg, text[:-1] + "!") == pytest.approx(0.95)
+    asked = Prompts(task=cfg)
+    p = prompts.at(asked, "train", 0, 3)
+    assert len(p.asked) == cfg.given and score(asked, p, "") == 0.0
+    sides = [{chains.prompt(cfg, side, i).asked for i in range(300)} for side in ("train", "heldout")]
+    assert not sides[0] & sides[1]
+
+
+@pytest.mark.parametrize("cfg", [Chains(letters=30), Chains(ways=21), Chains(given=24), Chains(heldout=0.0)], ids=str)
+def test_a_chain_that_cannot_be(cfg):
+    with pytest.raises(UserError, match="chains:"):
+        chains.chain(cfg)
+
+
 # ------------------------------------------------------------------------------------------------- world and files
 def test_the_worlds_problems_need_no_tool_that_is_not_offered():
     alone, offered = Prompts(task=WorldTask()), Prompts(task=WorldTask(), tools=("calculator",))
@@ -161,7 +200,7 @@ def test_a_bad_line_is_named(problems, line, words):
 
 
 def test_what_is_asked_follows_from_definition_seed_and_place(problems):
-    for cfg in (problems, Prompts(), Prompts(task=Addition()), Prompts(task=WorldTask())):
+    for cfg in (problems, Prompts(), Prompts(task=Addition()), Prompts(task=Chains()), Prompts(task=WorldTask())):
         a, b = ([prompts.at(cfg, "train", seed, 77) for _ in range(2)] for seed in (3, 3))
         assert a == b
         assert len(prompts.fingerprint(cfg)) == 64
@@ -187,8 +226,8 @@ def test_a_text_to_go_on_with_begins_like_a_document():
     assert prompts.ids_of(prompts.at(Prompts(), "train", 0, 0), t)[0] == t.bos
 
 
-def test_walks_and_sums_can_be_read():
-    for source in (Walks(count=7), Addition(count=7)):
+def test_what_tasks_write_can_be_read():
+    for source in (Walks(count=7), Addition(count=7), Chains(count=7)):
         found = list(sources.documents(source))
         assert len({d.id for d in found}) == 7 and all(d.source == source.name for d in found)
         assert sources.fingerprint(source) != sources.fingerprint(dataclasses.replace(source, seed=5))
@@ -199,6 +238,7 @@ def test_what_is_written_has_a_version_that_caches_see(monkeypatch):
     """A golden: where it changes, the task's VERSION must."""
     assert [addition.text(Addition(), i) for i in range(3)] == ["56+34=17", "90+50=041", "29+66=901"]
     assert [walks.walk(Walks(), i) for i in range(3)] == ["nba", "qmhnba", "jgqpmhnba"]
+    assert chains.text(Chains(), 0) == "kkmrehnaihaaamrftgcehlce"
     before = sources.fingerprint(Walks())
     monkeypatch.setattr(walks, "VERSION", 99)
     assert sources.fingerprint(Walks()) != before

@@ -1,6 +1,7 @@
 """The wrongs that a step of reinforcement learning can have, put into it one by one: the check beside each notices."""
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +92,21 @@ def credit_goes_to_its_own_group():
         near(c["advantages"], [0, 0, want, 0, want])
 
 
+def the_reference_stays_where_it_was():
+    """The KL of a policy that has gone on to what it came from: log p of the sampler less the reference's, by hand."""
+    x = learn.Learner(
+        dataclasses.replace(GRPO, samples=2), MODEL, None, AdamW(), None, Train(batch_size=2), 12, 0,
+        sharding.make_mesh(sharding.MeshConfig(fsdp=1)),
+    )  # fmt: skip
+    own = rollout.columns(SAMPLE)
+    plain, tokens = dataclasses.replace(MODEL, dropout=0.0), jnp.asarray(own["tokens"])[None]
+    hidden, _, _ = transformer.apply(plain, PARAMS, tokens, jnp.arange(5)[None], jnp.ones((1, 5), jnp.int32))
+    table = jax.nn.log_softmax(transformer.unembed(plain, PARAMS, hidden)[0] / 0.7)
+    want = (-1.0 - float(table[1, 40])) + (-2.0 - float(table[3, 42]))
+    gone_on = types.SimpleNamespace(params=jax.tree.map(lambda leaf: 1.5 * leaf, PARAMS))
+    near(learn.credit(x, gone_on, PARAMS, [own] * 2, np.zeros(2, np.float32), np.zeros(2, int)).kl_N, [want] * 2)
+
+
 def microbatches_are_divided_by_the_weight_of_all():
     batch = {"x": jnp.asarray([1.0, 3.0, 3.0, 3.0]), "mask": jnp.asarray([True, True, False, True])}
 
@@ -144,6 +160,8 @@ MUTATIONS = (
              "x, np.int32) for c, x in zip(columns, scores_N)", credit_goes_to_its_own_group),
     Mutation("credit for what a tool wrote", learn, 'np.where(c["sampled_by_policy"], x, 0)',
              'np.where(c["tokens"] > 0, x, 0)', credit_goes_to_its_own_group),
+    Mutation("reference aliased to the policy", learn, "learner.refer, reference, batch",
+             "learner.refer, s.params, batch", the_reference_stays_where_it_was),
     Mutation("1/accumulation missing", update, "c * s / jnp.maximum(weights[name], 1) for name, (c, s, _)",
              "c * s / jnp.maximum(w, 1) for name, (c, s, w)", microbatches_are_divided_by_the_weight_of_all),
 )  # fmt: skip
