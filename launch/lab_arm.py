@@ -14,7 +14,7 @@ from experiments.lab import Arm, Lab
 from jaxlm import rng, storage
 from jaxlm.data import prompts
 from jaxlm.data import tokenizer as tokenizers
-from jaxlm.data.conversation import Message
+from jaxlm.data.conversation import Message, prompt_ids
 from jaxlm.feedback import records as feedback
 from jaxlm.feedback.judge import asked
 from jaxlm.feedback.pairwise import tiers_of
@@ -65,6 +65,7 @@ def sampled(a: Arm, root, stream: int, chosen: Sequence[prompts.Prompt], samples
 def make_gold(a: Arm, root) -> dict:
     """Writes the gold as a run whose parameters are those that it began with."""
     tokenizer = tokenizers.load(root / "policy" / "tokenizer")
+    prompt_ids(asked(prompts.heldout(task_of(a).data, 1)[0].asked), tokenizer)  # a few letters cannot spell the roles
     if not (root / "gold").exists():
         model = dataclasses.replace(a.gold.model, vocab_size=tokenizer.vocab_size)
         params = jax.jit(lambda: heads.init(model, None, jax.random.key(a.gold.seed), a.gold.heads))()

@@ -21,7 +21,7 @@ from launch import lab, lab_arm, lab_results
 
 flags.FLAGS.set_gnu_getopt(True)
 MODEL = [f"{k}={v}" for k, v in {"layers": 1, "width": 16, "heads": 2, "hidden": 16}.items()]
-TASK = [f"{k}={v}" for k, v in {"length": 8, "given": 2, "letters": 6, "ways": 4, "count": 40}.items()]
+TASK = [f"{k}={v}" for k, v in {"length": 8, "given": 2, "ways": 4, "count": 200}.items()]
 SETS = [
     *(f"{part}.{k}" for part in ("policy.model", "gold") for k in MODEL),
     *(f"{part}.{k}" for part in ("policy.data.sources.0", "rl.data.task") for k in TASK),

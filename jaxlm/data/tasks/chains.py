@@ -27,7 +27,7 @@ class Chains:
 
     name: str = "chains"
     weight: float = 1.0
-    letters: int = 20
+    letters: int = 26
     ways: int = 8
     length: int = 24
     given: int = 4
