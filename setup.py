@@ -38,6 +38,7 @@ setup(
         "serve": ["starlette>=0.40", "uvicorn>=0.30"],
         "report": ["matplotlib>=3.9", "tensorboardX>=2.6"],
         "bench": ["torch>=2.8", "transformers>=5.0"],  # the other side of launch.bench --against=torch
+        "trl": ["trl>=1.16", "torch>=2.8", "transformers>=5.0"],  # the other side of launch.bench --against=trl
         "curate": ["resiliparse>=0.15", "py3langid>=0.4"],
         # The small ones of "hf" and "curate" too, so that their tests run; never torch.
         "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9"]

@@ -1,13 +1,17 @@
-"""Measures this machine: the data pipeline, how long a run takes to its first step, and decoding.
+"""Measures this machine: the data pipeline, how long a run takes to its first step, decoding, learning from rewards.
 
   python -m launch.bench --suite=data [--megabytes=1000]     curation, then tokenizing and packing
   python -m launch.bench --suite=startup                     launch.train to its first step, with empty and full caches
   python -m launch.bench --suite=decode [--size=10m]... [--workdir=RUN] [--batch=1,32] [--against=torch]
+  python -m launch.bench --suite=rl [--parent=RUN] [--seeds=3] [--updates=100] [--against=trl]
 
 decode: prompts of --prompt_tokens continued by --new_tokens, at each size (random weights) or for the model of a run;
 then --requests requests of mixed lengths. --against=torch takes turns with transformers' generate on the same weights,
 prompts, dtype and threads, once both have given the same logits: with its growing cache, a static one, and a static one
 under torch.compile. Fewer cores: taskset -c 0,1 python -m launch.bench ...
+
+rl: GRPO and DPO on random walks from one parent, a run of walks_sft (made when --parent is not given): the quality that
+is reached, beside controls, and the time it takes. --against=trl does the same in TRL (pip install 'jaxlm[trl]').
 
 Prints a table; --output=FILE also writes the figures as JSON, with the machine and the versions they belong to, and of
 decode a plot beside it (FILE.png). Nothing else should run meanwhile: the suites take all cores.
@@ -32,7 +36,7 @@ from jaxlm.config import UserError, nearest
 from jaxlm.data.parallel import cores
 from launch import bench_data, common
 
-SUITE = flags.DEFINE_enum("suite", None, ["data", "startup", "decode"], "What is measured.")
+SUITE = flags.DEFINE_enum("suite", None, ["data", "startup", "decode", "rl"], "What is measured.")
 MEGABYTES = flags.DEFINE_integer(
     "megabytes", 200, "Size of the made corpus (data). It needs three times this on disk.", lower_bound=1
 )
@@ -47,7 +51,12 @@ NEW_TOKENS = flags.DEFINE_integer("new_tokens", 128, "How many tokens follow the
 REQUESTS = flags.DEFINE_integer("requests", 128, "Requests of mixed lengths (decode); 0 leaves them out.", 0)
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of weights and computation (decode).")
 REPETITIONS = flags.DEFINE_integer("repetitions", 5, "How often each side is timed (decode).", 1)
-AGAINST = flags.DEFINE_enum("against", None, ["torch"], "The other side (decode): pip install torch transformers.")
+AGAINST = flags.DEFINE_enum(
+    "against", None, ["torch", "trl"], "The other side: torch (decode), pip install torch transformers; trl (rl)."
+)
+PARENT = flags.DEFINE_string("parent", None, "Folder of a run that both sides begin with (rl).")
+SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds of each training (rl).", 1)
+UPDATES = flags.DEFINE_integer("updates", 100, "Updates of each training (rl).", 2)
 COMPILE_SECONDS = flags.DEFINE_integer("compile_seconds", 300, "Bounds torch.compile (decode); 0 leaves it out.", 0)
 OUTPUT = flags.DEFINE_string("output", None, "File for the figures as JSON.")
 
@@ -62,7 +71,9 @@ def machine() -> dict[str, str | int]:
         pass
     versions = {}
     packages = ("jax", "jaxlib", "flax", "numpy", "sentencepiece", "array_record", "grain")
-    for package in packages + (("torch", "transformers") if AGAINST.value else ()):
+    for package in packages + {"torch": ("torch", "transformers"), "trl": ("torch", "transformers", "trl")}.get(
+        AGAINST.value, ()
+    ):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -156,7 +167,17 @@ def decode_suite() -> dict[str, dict]:
     return {"load": dataclasses.asdict(load) | {"dtype": dtype}} | results
 
 
-SUITES = {"data": data_suite, "startup": startup_suite, "decode": decode_suite}
+def rl_suite() -> dict[str, dict]:
+    """GRPO and DPO, alone or beside TRL; see `launch.bench_rl`."""
+    from launch import bench_rl
+
+    load = bench_rl.Load(SEEDS.value, UPDATES.value)
+    say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
+    return bench_rl.suite(PARENT.value, load, AGAINST.value is not None, say)
+
+
+SUITES = {"data": data_suite, "startup": startup_suite, "decode": decode_suite, "rl": rl_suite}
+PEERS = {"torch": "decode", "trl": "rl"}
 
 
 def table(results: dict[str, dict]) -> str:
@@ -177,6 +198,8 @@ def table(results: dict[str, dict]) -> str:
 def main() -> int:
     if SUITE.value is None:
         raise UserError(f"--suite=NAME is missing; one of: {', '.join(SUITES)}")
+    if AGAINST.value is not None and PEERS[AGAINST.value] != SUITE.value:
+        raise UserError(f"--against={AGAINST.value} is the other side of --suite={PEERS[AGAINST.value]}")
     results = SUITES[SUITE.value]()
     about = machine()
     print(table(results))

@@ -11,7 +11,7 @@ from jaxlm.data.readers import Rejects
 from jaxlm.data.tokenizer import utf8
 from jaxlm.feedback import preferences
 from jaxlm.feedback.preferences import Answer, Kept, Preference
-from jaxlm.feedback.records import canonical, conversation_hash
+from jaxlm.feedback.records import canonical
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +33,15 @@ class Comparisons:
     """JSON lines: {"prompt", "chosen", "rejected"}, or {"prompt", "answers": [...], "ranks": [...]} with 0 the best.
 
     A prompt is text or a list of messages, also under "messages"; an answer is text, a message, or a list of messages
-    of which the last is the answer and the others go on from the prompt (all answers alike).
+    of which the last is the answer and the others go on from the prompt (all answers alike). `as_text`: prompts and
+    answers are texts, and an answer goes on with its prompt as pretraining saw a document.
     """
 
     path: str
     name: str = "comparisons"
     weight: float = 1.0
     max_bad_fraction: float = 0.01  # of lines that cannot be used, before it is an error
+    as_text: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +78,12 @@ def _comparison(record, source: Comparisons) -> Preference:
     else:
         have = ", ".join(map(str, list(record)[:8])) or "none"
         raise ValueError(f"'chosen' and 'rejected', or 'answers' and 'ranks', are wanted; fields there: {have}")
+    if source.as_text:
+        texts = [record.get("prompt"), *given]
+        if not all(isinstance(t, str) and t for t in texts):
+            raise ValueError("with as_text, the prompt and its answers must be texts that are not empty")
+        answers = tuple(Answer(Message("assistant", t)) for t in given)
+        return Preference(record["prompt"], answers, tuple(ranks), source.name)
     asked = record.get("prompt", record.get("messages"))
     opening = () if asked is None else _messages(asked, "user")
     ended = [_messages(a, "assistant") for a in given]
@@ -126,7 +134,7 @@ def split(source: PreferenceSource, found: list[Preference], valid_fraction: flo
 
     HH's dialogues go on from one another, and are split by how they begin.
     """
-    key = preferences.opening_hash if isinstance(source, HH) else conversation_hash
+    key = preferences.opening_hash if isinstance(source, HH) else preferences.prompt_hash
     return preferences.split(found, valid_fraction, key=key)
 
 
@@ -135,7 +143,7 @@ def fingerprint(found: list[Preference]) -> str:
     lines = (
         canonical(
             [
-                to_messages(p.prompt),
+                p.prompt if isinstance(p.prompt, str) else to_messages(p.prompt),
                 [[to_messages(Conversation((a.message,))), a.tokens, a.sampled, a.tokenizer] for a in p.answers],
                 p.ranks,
             ]

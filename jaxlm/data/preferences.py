@@ -79,6 +79,9 @@ def groups(
         encoded = encode(p, tokenizer)
         said = sum(map(len, encoded.answers))
         if len(encoded.prompt) * len(p.answers) + said > context:
+            if isinstance(p.prompt, str):
+                counts.left_out["too long"] += 1
+                continue
             try:
                 room = (context - said) // len(p.answers)
                 encoded = encoded._replace(prompt=prompt_ids(without_ids(p.prompt), tokenizer, room))

@@ -50,9 +50,12 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Preference:
-    """Answers to one prompt with their ranks, 0 the best; equal ranks are ties. criterion: unset, better in all."""
+    """Answers to one prompt with their ranks, 0 the best; equal ranks are ties. criterion: unset, better in all.
 
-    prompt: Conversation
+    A prompt that is text is one to go on with: its answers follow it as pretraining saw a document.
+    """
+
+    prompt: Conversation | str
     answers: tuple[Answer, ...]
     ranks: tuple[int, ...]
     annotator: str
@@ -73,7 +76,7 @@ class Preference:
 class Pair(NamedTuple):
     """For DPO and its relatives."""
 
-    prompt: Conversation
+    prompt: Conversation | str
     chosen: Answer
     rejected: Answer
 
@@ -171,11 +174,15 @@ def opening_hash(conversation: Conversation) -> str:
     return conversation_hash(Conversation(messages[: end + 1]))
 
 
+def prompt_hash(prompt: Conversation | str) -> str:
+    return storage.sha256_text(prompt) if isinstance(prompt, str) else conversation_hash(prompt)
+
+
 def split(
     preferences: Iterable[Preference],
     test_fraction: float,
     seed: int = 0,
-    key: Callable[[Conversation], str] = conversation_hash,
+    key: Callable[[Conversation | str], str] = prompt_hash,
 ) -> tuple[list[Preference], list[Preference]]:
     """(train, test) by the hash of the prompt alone, so that all that belongs to one prompt is on one side.
 
@@ -205,8 +212,10 @@ def encode(preference: Preference, tokenizer: Tokenizer, limit: int | None = Non
     """An answer sampled with this tokenizer has the ids that were sampled; others are rendered, with the turn's end.
 
     limit: most tokens of prompt and longest answer together; the prompt loses its oldest exchanges to fit, the same for
-    all answers. `UserError` when even the last exchange leaves too little room.
+    all answers. `UserError` when even the last exchange, or a text to go on with, leaves too little room.
     """
+    if isinstance(preference.prompt, str):
+        return _encode_text(preference, tokenizer, limit)
     prompt = without_ids(preference.prompt)
     whole = len(prompt_ids(prompt, tokenizer))
     answers, trained = [], []
@@ -220,6 +229,15 @@ def encode(preference: Preference, tokenizer: Tokenizer, limit: int | None = Non
             trained.append(fields["loss_mask"][whole:].tolist())
     room = None if limit is None else limit - max(map(len, answers))
     return Encoded(prompt_ids(prompt, tokenizer, room), answers, trained, preference.ranks)
+
+
+def _encode_text(preference: Preference, tokenizer: Tokenizer, limit: int | None) -> Encoded:
+    begin, end = ([] if i is None else [i] for i in (tokenizer.bos, tokenizer.eos))
+    prompt = [*begin, *tokenizer.encode(preference.prompt)]
+    answers = [[*tokenizer.encode(a.text), *end] for a in preference.answers]
+    if limit is not None and len(prompt) + max(map(len, answers)) > limit:
+        raise UserError(f"the prompt {preference.prompt[:20]!r} and its longest answer are more than {limit} tokens")
+    return Encoded(prompt, answers, [[True] * len(a) for a in answers], preference.ranks)
 
 
 @dataclasses.dataclass

@@ -124,6 +124,21 @@ def test_comparisons_in_all_their_forms(tmp_path):
     assert [a.text for a in found[0].answers] == ["good", "bad"]
 
 
+def test_texts_to_go_on_with_are_seen_as_documents_are(tmp_path):
+    path = lines(tmp_path / "a.jsonl", {"prompt": "b", "chosen": "a", "rejected": "cda"})
+    found = read(Comparisons(path, as_text=True))
+    assert split(Comparisons(path), found, 1.0) == ([], found)
+    ((chosen, rejected),) = ([t.tolist() for t in g.tokens] for g in groups(found, TOKENIZER, 12, 2))
+    begin, end = TOKENIZER.bos, TOKENIZER.eos
+    assert chosen == [begin, *TOKENIZER.encode("ba"), end] and rejected == [begin, *TOKENIZER.encode("bcda"), end]
+    (group,) = groups(found, TOKENIZER, 12, 2)
+    assert [m.tolist() for m in group.masks] == [[False, False, True, True], [False, False, True, True, True, True]]
+    counts = Kept()
+    assert not list(groups(found, TOKENIZER, 9, 2, counts)) and counts.left_out == {"too long": 1}
+    with pytest.raises(UserError, match="with as_text, the prompt and its answers must be texts"):
+        read(Comparisons(lines(tmp_path / "b.jsonl", {"chosen": "a", "rejected": "b"}), as_text=True))
+
+
 @pytest.mark.parametrize(
     "record, words",
     [
