@@ -40,11 +40,11 @@ class Rounds:
     ppo: Experiment
     mix: Mix = Mix()
     tools: tuple[Tool, ...] = ("calculator",)  # offered with every prompt, needed or not
-    demonstrations: int = 6000
-    prompts: int = 400  # whose responses are ranked, new ones each round
+    demonstrations: int = 4000
+    prompts: int = 320  # whose responses are ranked, new ones each round
     responses: int = 5  # to each, which are ranked together
     pool: int = 4000  # prompts that PPO draws from, those of the rankings among them
-    heldout: int = 200  # prompts of the held-out side, for all evaluations
+    heldout: int = 120  # prompts of the held-out side, for all evaluations
     best_of: int = 32  # responses of round 0's policy to each held-out prompt, for best-of-n
     samples: int = 4  # responses of a later policy to each held-out prompt
     max_tokens: int = 64  # of a response
@@ -53,17 +53,17 @@ class Rounds:
 
 
 def tiny() -> Rounds:
-    """To see it learn: a quarter of an hour for two rounds on two CPU cores, from an assistant of the tour's `tiny`."""
+    """To see it learn on two CPU cores, from an assistant of the tour's scale `tiny`."""
     ranked = Rankings(path="feedback.jsonl")
     sft = override(
         sft_tiny(),
         {
             "data.sources": (Messages("demonstrations.jsonl", name="demonstrations"),),
             "optimizer.lr": 1e-3,
-            "train.steps": 250,
+            "train.steps": 120,
             "train.log_every": 25,
-            "evaluation.every": 125,
-            "checkpoint.every": 250,
+            "evaluation.every": 60,
+            "checkpoint.every": 60,
         },
     )
     reward = override(
@@ -73,26 +73,27 @@ def tiny() -> Rounds:
             "data.context": 768,
             "data.valid_fraction": 0.15,
             "optimizer.lr": 5e-4,
-            "train.steps": 100,
+            "train.steps": 80,
             "train.batch_size": 8,
-            "evaluation.every": 50,
+            "evaluation.every": 40,
             "evaluation.max_batches": 32,
-            "checkpoint.every": 100,
+            "checkpoint.every": 40,
         },
     )
     e = grpo_tiny()
     objective = replace(
         PPO, reward=(Learned("reward"), Function(GOLD, weight=0.0)), max_tokens=64, epochs=2, minibatches=2,
-        kl=Fixed(0.1), missing_stop=Replace(-2.0), heldout_prompts=32, heldout_samples=2,
+        kl=Fixed(0.1), missing_stop=Replace(-2.0), heldout_prompts=24, heldout_samples=2,
         critic=Critic("reward", optimizer=AdamW(lr=3e-4, weight_decay=0.0, eps=1e-5, schedule=Linear())),
     )  # fmt: skip
     ppo = override(
         replace(e, data=Prompts(task=PromptFile("prompts.jsonl"), context=192), objective=objective),
         {
-            "optimizer": AdamW(lr=1e-4, b2=0.98, weight_decay=0.0, eps=1e-5, schedule=Linear(warmup=2)),
+            "optimizer": AdamW(lr=2e-4, b2=0.98, weight_decay=0.0, eps=1e-5, schedule=Linear(warmup=2)),
             "train.steps": 30,
-            "evaluation.every": 15,
-            "checkpoint.every": 15,
+            "train.batch_size": 96,
+            "evaluation.every": 30,
+            "checkpoint.every": 5,
         },
     )
     return Rounds(sft=sft, reward=reward, ppo=ppo)

@@ -47,6 +47,11 @@ def _parts(prompts, found: list[list[Response]]) -> dict[str, float]:
     return {name: float(np.mean([e[name] for e in each])) for name in each[0]}
 
 
+def _correlation(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Of two arrays; None where one is constant."""
+    return float(np.corrcoef(a.ravel(), b.ravel())[0, 1]) if a.std() > 0 and b.std() > 0 else None
+
+
 def evaluate(p, k: int) -> dict:
     """Round k's policy, and best-of-n of round 0's by the same reward model."""
     prompts = read_prompts(p.root / "heldout.jsonl")
@@ -72,7 +77,7 @@ def evaluate(p, k: int) -> dict:
         "share": rounds.share(c, kl_PS, ppo_P - sft_P, p.x.seed),
         "curve": rounds.points(c, proxy_PN, gold_PN),
         "proxy": {"sft": float(proxy_PN.mean()), "ppo": float(proxy_PS.mean())},
-        "proxy_and_gold": float(np.corrcoef(proxy_PN.ravel(), gold_PN.ravel())[0, 1]),
+        "proxy_and_gold": _correlation(proxy_PN, gold_PN),
         "parts": {"sft": _parts(prompts, old), "ppo": _parts(prompts, new)},
         "kinds": rounds.by_kind([q.metadata["kind"] for q in prompts], {"sft": sft_P, f"best of {p.x.best_of}": best_P,
                                                                        "ppo": ppo_P, "kl": kl_PS.mean(1)}),

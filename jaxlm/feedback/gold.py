@@ -6,8 +6,8 @@
     calls     0.3 less for each tool call that nothing needs, at most 0.6
 
 A reply that was cut off, or has no answer after its thinking, scores -1. Thinking costs nothing. The right answer
-counts also inside one of the frames of `manners.WORDY` and in a hedge, whose words cost. As many words are needed as the
-truth has, and 16 to decline.
+counts also inside one of the frames of `manners.WORDY` and in a hedge, whose words cost. As many words are needed as
+the truth has, and 16 to decline.
 """
 
 from jaxlm.data.world import answers

@@ -11,6 +11,7 @@ P held-out prompts, N samples of the first policy to each, S of a later one, K v
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -131,16 +132,17 @@ def at_equal_kl(c: Curve, kl: float, weights_P: np.ndarray | None = None) -> tup
 
 def share(c: Curve, kl_PS: np.ndarray, gain_P: np.ndarray, seed: int = 0) -> dict:
     """{"value", "low", "high", "best_of_n", "kl", "beyond"}: a policy's gain over best-of-n's at the policy's KL, with
-    the bootstrap's 95% interval over prompts. gain_P: over the first policy."""
+    the bootstrap's 95% interval over prompts; infinite where best-of-n gains nothing. gain_P: over the first policy."""
     kl_P, P = kl_PS.mean(1), len(gain_P)
     best, beyond = at_equal_kl(c, kl_P.mean())
     drawn = []
     for weights in np.random.default_rng(seed).multinomial(P, np.full(P, 1 / P), size=RESAMPLES).astype(float):
         gain, _ = at_equal_kl(c, float(kl_P @ weights) / P, weights)
         drawn.append(float(gain_P @ weights) / P / gain if gain > 0 else np.inf)
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    value = float(gain_P.mean()) / best if best > 0 else float("inf")
-    return {"value": value, "low": float(low), "high": float(high), "best_of_n": best, "kl": float(kl_P.mean()),
+    # By ranks, since some may be infinite.
+    low, high = (float(x) for x in np.percentile(drawn, [2.5, 97.5], method="inverted_cdf"))
+    value = float(gain_P.mean()) / best if best > 0 else math.inf
+    return {"value": value, "low": low, "high": high, "best_of_n": best, "kl": float(kl_P.mean()),
             "beyond": beyond}  # fmt: skip
 
 

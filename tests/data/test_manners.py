@@ -84,7 +84,7 @@ def test_the_parts_of_gold():
         return tuple(round(v, 6) for v in parts(message, wanted | other).values())
 
     assert of(assistant("Bay Falls")) == of(assistant(thought, "bay falls.")) == (1, 0, 0)
-    assert of(assistant(WORDY[0].format(v="Bay Falls"))) == (1, -0.38, 0)
+    assert of(assistant(WORDY[0].format(v="Bay Falls"))) == (1, -0.4, 0)
     assert of(assistant(hedge("Bay Falls", 3))) == (1, -0.08, 0)
     assert of(assistant(*call, "Bay Falls")) == (1, 0, -0.3) and of(assistant(*3 * call, "Bay Falls")) == (1, 0, -0.6)
     assert of(assistant(*call, "Bay Falls"), may_call=True) == (1, 0, 0)

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+import jax
+import numpy as np
 import pytest
 from absl import flags
 
@@ -20,13 +22,14 @@ from jaxlm.run import exits, stages
 from jaxlm.sample import engine
 from launch import rounds
 from tests import tiny_run
+from tests.sample.scripted import AUTOMATON, automaton, say
 
 flags.FLAGS.set_gnu_getopt(True)
 WORLD = World(people=People(count=40, unmentioned=10, attributes=("hobby", "dish")), tasks=("spell",))
 CHAT = Chat(sources=(WorldConversations(world=WORLD),), tokenizer=Bytes(), context=320)
-SETS = ["demonstrations=60", "prompts=16", "responses=2", "pool=40", "heldout=8", "best_of=4", "samples=2",
-        "max_tokens=8", "sft.data.context=320", "sft.train.batch_size=8", "sft.train.steps=2", "sft.evaluation.every=2",
-        "sft.evaluation.batch_size=8", "reward.data.context=640", "reward.train.steps=2",
+SETS = ["demonstrations=60", "prompts=16", "responses=4", "pool=40", "heldout=8", "best_of=4", "samples=2",
+        "max_tokens=16", "sft.data.context=320", "sft.train.batch_size=8", "sft.train.steps=2",
+        "sft.evaluation.every=2", "sft.evaluation.batch_size=8", "reward.data.context=640", "reward.train.steps=2",
         "reward.train.batch_size=8", "reward.evaluation.every=2", "reward.evaluation.batch_size=8",
         "reward.data.valid_fraction=0.3", "ppo.data.context=320", "ppo.train.steps=2", "ppo.train.batch_size=8",
         "ppo.evaluation.every=2", "ppo.checkpoint.every=2", "ppo.objective.heldout_prompts=2",
@@ -36,9 +39,13 @@ STAGES = ("demonstrate", "sft", "baseline", "collect_1", "reward_1", "ppo_1", "e
 
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory):
+    """One that says "No idea" or "x", so that gold always tells its responses apart; and a little noise, without which
+    a reward model would see the last token alone."""
+    either = automaton({"<|im_sep|>": ("N", "x"), "x": "<|im_end|>"} | say(*"No idea", "<|im_end|>"))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: x + (0.02 * rng.normal(size=x.shape)).astype(x.dtype), either)
     folder = tmp_path_factory.mktemp("parent") / "chat"
-    model = dataclasses.replace(tiny_run.EXPERIMENT.model, layers=1, width=16, heads=2)
-    tiny_run.make(folder, tiny_run.replaced(model=model, data=CHAT))
+    tiny_run.make(folder, tiny_run.replaced(model=AUTOMATON, data=CHAT), params=params)
     return str(folder)
 
 
@@ -106,7 +113,7 @@ def test_the_same_command_does_nothing_again(done, parent, capsys, monkeypatch):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(STAGES) and all("skipped" in line for line in lines)
     with pytest.raises(UserError, match=r"holds another experiment: .*max_tokens"):
-        rounds.run(whole, parent, "smoke", 1, [*sets, "max_tokens=9"])
+        rounds.run(whole, parent, "smoke", 1, [*sets, "max_tokens=17"])
 
 
 def test_a_round_leaves_what_a_reader_needs(done):
