@@ -71,6 +71,16 @@ def biography(t: Tables, person: Person, exposure: int) -> str:
     return told(t, person, facts, exposure % how.wordings, fullname=how.fullname)
 
 
+def told_twice(t: Tables, person: Person) -> str:
+    """What the one text about a passing person tells, and the same once more in other words.
+
+    Nothing but the first telling says what the second will be: so that reading is learned beside recalling.
+    """
+    facts = stated(person, 0, t.people.attributes)
+    orders = Draws(t.seed, draws.ORDERS, person.index)
+    return " ".join(told(t, person, orders.shuffled(facts), wording) for wording in (0, 1))
+
+
 def heldout_biography(t: Tables, person: Person) -> str:
     """The facts that are told often, in the held-out wordings: does the model know them, or only their sentences?"""
     facts = [a for a in t.people.attributes if person.known[a] == "often"]

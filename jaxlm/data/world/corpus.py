@@ -15,7 +15,7 @@ from jaxlm import config
 from jaxlm.config import UserError
 from jaxlm.data.world import draws
 from jaxlm.data.world.arithmetic import Arithmetic, Problem, arithmetic
-from jaxlm.data.world.biographies import biography, heldout_biography
+from jaxlm.data.world.biographies import biography, heldout_biography, told_twice
 from jaxlm.data.world.draws import Draws, permuted
 from jaxlm.data.world.graphs import Graphs, graph
 from jaxlm.data.world.people import People, Split, Tables, person, tables
@@ -30,7 +30,7 @@ Task = Literal["arithmetic", "graph", "spell", "count", "reverse"]
 class World:
     """People and problems. Everything in it follows from the fields, `name` and `weight` aside.
 
-    Its text: every biography of every mentioned person, the one of each passing person, `problems` worked problems and
+    Its text: every biography of every mentioned person, one of each passing person, `problems` worked problems and
     `questions` answered questions, all in one random order (ids `train/...`); then `validation` documents of held-out
     kinds (ids `heldout/...`). Split it with `ById`, or a fact told once may be told in validation alone. Curation
     leaves it as it is.
@@ -121,7 +121,7 @@ def _document(world: World, t: Tables, index: int, train: int, validation: int) 
     if index < world.questions:
         return f"train/question/{index}", written(_asked(t, index))
     who = t.people.count + t.people.unmentioned + index - world.questions
-    return f"train/bio/{who}/0", biography(t, person(t, who), 0)
+    return f"train/bio/{who}/0", told_twice(t, person(t, who))
 
 
 def _validation(world: World, t: Tables, index: int) -> tuple[str, str]:

@@ -51,7 +51,8 @@ class People:
 
     Persons 0 .. count - 1 have biographies, the `unmentioned` ones after them are named nowhere, and each of the
     `passing` ones at the end is named in one short text and never asked about. As in any large text, a name met for
-    the first time is then nothing unusual, and a model learns not to be sure of what it tells of such a name.
+    the first time is then nothing unusual: a model learns not to be sure of what it has not been told, and, since the
+    text says its facts twice, to read.
     """
 
     count: int = 1000
