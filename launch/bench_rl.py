@@ -6,9 +6,9 @@ as a Hugging Face folder once its logits have been found equal; both get the sam
 pairs; what both learned is judged by the same program on the same prompts. The controls are the parent itself, and the
 same training with a coin for a reward, or pairs with their order tossed.
 
-Each training has a process of its own, its packages imported before the clock starts, and an empty cache of compiled
-programs; the sides take turns, so that what else the machine does falls on both. CPU seconds are those of all threads:
-on a shared machine they say more than the clock.
+Each training has a process of its own, its packages imported before the clock starts; the sides take turns, so that
+what else the machine does falls on both. The first seed finds the cache of compiled programs empty, the others find
+what it left there. CPU seconds are those of all threads: on a shared machine they say more than the clock.
 """
 
 import dataclasses
@@ -122,7 +122,7 @@ def in_process(module: str, job: dict, folder: pathlib.Path, name: str) -> dict:
     file, log = folder / f"{name}.json", folder / f"{name}.log"
     storage.write_json(file, job)
     alone = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"), "1")
-    alone |= {"TOKENIZERS_PARALLELISM": "false", "HF_HOME": str(folder / "hf"), "JAXLM_CACHE": str(folder / name)}
+    alone |= {"TOKENIZERS_PARALLELISM": "false", "HF_HOME": str(folder / "hf"), "JAXLM_CACHE": str(folder / "cache")}
     with open(log, "w", encoding="utf-8") as said:
         code = subprocess.call(
             [sys.executable, "-m", module, str(file)], env={**os.environ, **alone}, stdout=said, stderr=said
@@ -219,25 +219,25 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def timing(runs: Mapping[str, Sequence[Mapping]]) -> dict[str, dict]:
-    """Figures over seeds by side, and how many times as fast ours is, seed by seed. Milliseconds are medians of a run's
-    updates without the first one."""
+    """Figures over seeds by side, and how many times as fast ours is, seed by seed. The first seed's run is cold: it
+    has to compile everything. Milliseconds are medians of a run's updates without the first one."""
     out: dict[str, dict] = {}
     for side, found in runs.items():
-        columns = {
-            "seconds": [r["seconds"] for r in found],
-            "seconds without compiling": [r["seconds"] - r["compile_seconds"] for r in found],
-            "seconds of compiling": [r["compile_seconds"] for r in found],
-            "CPU seconds": [r["cpu_seconds"] for r in found],
-            "ms an update": [1e3 * statistics.median(r["updates"]) for r in found],
-            "CPU ms an update": [1e3 * statistics.median(r["cpu_updates"]) for r in found],
-        }
+        columns: dict[str, list[float]] = {}
+        for name, some in (("cold", found[:1]), ("warm", found[1:])):
+            columns[f"seconds, {name}"] = [r["seconds"] for r in some]
+            columns[f"of them compiling, {name}"] = [r["compile_seconds"] for r in some]
+            columns[f"CPU seconds, {name}"] = [r["cpu_seconds"] for r in some]
+        columns["seconds without compiling"] = [r["seconds"] - r["compile_seconds"] for r in found]
+        columns["ms an update"] = [1e3 * statistics.median(r["updates"]) for r in found]
+        columns["CPU ms an update"] = [1e3 * statistics.median(r["cpu_updates"]) for r in found]
         if all(r["sampling"] for r in found):
             columns["ms of it sampling"] = [1e3 * statistics.median(r["sampling"]) for r in found]
         out[side] = {name: values for name, values in columns.items() if any(values)}
     if THEIRS in out:
-        both = ("seconds", "seconds without compiling", "CPU seconds", "ms an update", "CPU ms an update")
-        ratios = {name: [t / o for t, o in zip(out[THEIRS][name], out[OURS][name])] for name in both}
-        out["times as fast"] = ratios
+        ours, theirs = out[OURS], out[THEIRS]
+        both = [n for n in theirs if n in ours and n != "ms of it sampling"]
+        out["times as fast"] = {n: [t / o for t, o in zip(theirs[n], ours[n])] for n in both}
     return {side: {name: spread(v) for name, v in columns.items()} for side, columns in out.items()}
 
 

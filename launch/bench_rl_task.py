@@ -50,7 +50,7 @@ def grpo(parent: str, task: Walks, load: Load, seed: int) -> Experiment:
         e.objective, reference=False, preflight="off", heldout_prompts=1, heldout_samples=1, slots=e.train.batch_size
     )
     return dataclasses.replace(
-        e, data=Prompts(task=task, context=CONTEXT), objective=objective, **_around(e.train, parent, load, seed)
+        e, data=dataclasses.replace(e.data, task=task), objective=objective, **_around(e.train, parent, load, seed)
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
-from experiments.rl import WALK, walks_sft
+from experiments.rl import WALK, random_reward, walks_sft
 from jaxlm import config
 from jaxlm.config import UserError
 from jaxlm.data.prompts import Prompt, Walks
@@ -20,6 +20,8 @@ from jaxlm.data.tokenizer import CharsTokenizer
 from jaxlm.interop import export
 from jaxlm.nn.transformer import ModelConfig
 from jaxlm.optim.schedules import Linear, factor
+from jaxlm.run import objectives, train
+from jaxlm.run.experiment import prepared
 from jaxlm.run.load import load_run
 from launch import bench, bench_rl, bench_rl_task, bench_trl
 from launch.bench_rl import OURS, THEIRS
@@ -97,18 +99,28 @@ def test_both_sides_are_given_the_same(parent, pairs):
     assert rows["beta"] == "0.1 (TRL 0.2)" and rows["optim (TRL's own)"] == "adamw" and rows["max_steps"] == "2"
 
 
-def test_our_side_trains_and_is_judged(parent, run, pairs, tmp_path, monkeypatch):
+def test_our_side_trains_and_is_judged(parent, run, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
-    for e in (bench_rl_task.grpo(parent, Walks(), LOAD, 0), bench_rl_task.dpo(parent, pairs, LOAD, 0)):
-        workdir = str(tmp_path / type(e.objective).__name__)
-        figures = bench_rl.train_ours({"experiment": config.to_json(e), "workdir": workdir})
-        assert 0 < figures["compile_seconds"] < figures["seconds"] and figures["cpu_seconds"] > 0
-        assert len(figures["updates"]) == len(figures["cpu_updates"]) == 1 and figures["updates"][0] > 0
-        learned = load_run(workdir).params
-        moved = np.abs(learned["backbone"]["embed"]["tokens"] - run.params["backbone"]["embed"]["tokens"]).max()
-        assert 0 < moved < 1e-3
+    e = random_reward(bench_rl_task.grpo(parent, Walks(), LOAD, 0))  # even such a model is given one
+    workdir = str(tmp_path / "run")
+    figures = bench_rl.train_ours({"experiment": config.to_json(e), "workdir": workdir})
+    assert 0 < figures["compile_seconds"] < figures["seconds"] and figures["cpu_seconds"] > 0
+    assert len(figures["updates"]) == len(figures["cpu_updates"]) == 1
+    assert 0 < figures["sampling"][0] < figures["updates"][0]
+    learned = load_run(workdir).params
+    moved = np.abs(learned["backbone"]["embed"]["tokens"] - run.params["backbone"]["embed"]["tokens"]).max()
+    assert 0 < moved < 1e-3
     scores = bench_rl_task.judged(run, learned, Walks(), LOAD)
     assert set(scores) == {"score", "greedy"} and all(0 <= v <= 1 for v in scores.values())
+
+
+def test_a_row_of_a_batch_is_a_pair(parent, pairs, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
+    e = train.inherit(bench_rl_task.dpo(parent, pairs, LOAD, 0))
+    objectives.validate(e)
+    found = prepared(e.data, progress=False)
+    assert found.train["comparisons"].rows == len(bench_rl_task.training_pairs(e))
+    assert found.valid["comparisons"].rows + found.train["comparisons"].rows == len(PAIRS)
 
 
 def test_models_that_differ_are_refused(run):
@@ -116,7 +128,7 @@ def test_models_that_differ_are_refused(run):
         return bench_rl._logits(run.model, run.params, np.array(tokens))
 
     assert bench_rl.check_equal(run, theirs) == 0
-    with pytest.raises(UserError, match="not the same model: logits differ by 0.0002, 0.0001 is allowed"):
+    with pytest.raises(UserError, match=r"not the same model: logits differ by 0\.0002, 0\.0001 is allowed"):
         bench_rl.check_equal(run, lambda tokens: theirs(tokens) + jnp.float32(2e-4))
     for wrong in (lambda t: theirs(t)[..., :-1], lambda t: theirs(t) * jnp.nan):
         with pytest.raises(UserError, match="not the same model"):
@@ -136,10 +148,12 @@ def test_ratios_are_of_one_seed_and_medians_of_updates():
         THEIRS: [figures(20.0, 0.0, 0.4, 0.7), figures(20.0, 0.0, 0.4, 0.7)],
     }
     t = bench_rl.timing(runs)
-    assert t["times as fast"]["seconds"] == {"median": 1.5, "min": 1.0, "max": 2.0}
+    assert t["times as fast"]["seconds, cold"] == {"median": 2.0, "min": 2.0, "max": 2.0}
+    assert t["times as fast"]["seconds, warm"]["median"] == t["times as fast"]["CPU seconds, warm"]["median"] == 1.0
     assert t["times as fast"]["seconds without compiling"] == {"median": 3.5, "min": 2.0, "max": 5.0}
     assert t["times as fast"]["ms an update"] == {"median": 3.0, "min": 2.0, "max": 4.0}
-    assert t[OURS]["ms an update"]["min"] == 100.0 and "seconds of compiling" not in t[THEIRS]
+    assert t[OURS]["ms an update"]["min"] == 100.0 and t[OURS]["of them compiling, warm"]["max"] == 10.0
+    assert not [name for name in t[THEIRS] if "of them compiling" in name]
     q = bench_rl.quality({"score": 0.5, "greedy": 0.6}, runs, {"coin": {"score": 0.4, "greedy": 0.5, "seconds": 1.0}})
     assert q["jaxlm - TRL"]["score"] == "+0.1500" and q["coin"] == {"score": 0.4, "greedy": 0.5}
     assert q[OURS]["score"] == {"median": pytest.approx(0.85), "min": 0.8, "max": 0.9} and q["parent"]["score"] == 0.5
