@@ -56,7 +56,7 @@ AGAINST = flags.DEFINE_enum(
 )
 PARENT = flags.DEFINE_string("parent", None, "Folder of a run that both sides begin with (rl).")
 SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds of each training (rl).", 1)
-UPDATES = flags.DEFINE_integer("updates", 100, "Updates of each training (rl).", 2)
+UPDATES = flags.DEFINE_integer("updates", 100, "Updates of each training (rl).", 3)
 COMPILE_SECONDS = flags.DEFINE_integer("compile_seconds", 300, "Bounds torch.compile (decode); 0 leaves it out.", 0)
 OUTPUT = flags.DEFINE_string("output", None, "File for the figures as JSON.")
 

@@ -80,7 +80,7 @@ def train_ours(job: Mapping) -> dict:
     """Runs the experiment of the job as launch.train does. Seconds of the whole and of compiling; of each update, the
     first one left out, seconds by the clock, of all threads, and of sampling."""
     compiling: list[tuple[float, float]] = []
-    logged: list[tuple[float, float, Mapping]] = []
+    logged: list[tuple[float, Mapping]] = []
     write = MetricsLog.write
 
     def heard(name: str, seconds: float, **_):
@@ -90,7 +90,7 @@ def train_ours(job: Mapping) -> dict:
     def written(log, step, values):
         write(log, step, values)
         if "train/loss" in values:
-            logged.append((time.perf_counter(), time.process_time(), values))
+            logged.append((time.process_time(), values))
 
     jax.monitoring.register_event_duration_secs_listener(heard)
     e = config.from_json(Experiment, job["experiment"])
@@ -98,14 +98,15 @@ def train_ours(job: Mapping) -> dict:
     with mock.patch.object(MetricsLog, "write", written):
         rl.run(e, job["workdir"])
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
-    sampling = [v["train/seconds/sampling"] for _, _, v in logged[1:] if "train/seconds/sampling" in v]
+    later = [v for _, v in logged[1:]]
     return {
         "seconds": seconds,
         "cpu_seconds": cpu,
         "compile_seconds": covered(compiling),
-        "updates": np.diff([at for at, _, _ in logged]).tolist(),
-        "cpu_updates": np.diff([at for _, at, _ in logged]).tolist(),
-        "sampling": sampling,
+        "updates": [1 / v["train/steps_per_second"] for v in later],
+        # A step is written when the next one is under way, and the last one at once after it.
+        "cpu_updates": np.diff([at for at, _ in logged])[:-1].tolist(),
+        "sampling": [v["train/seconds/sampling"] for v in later if "train/seconds/sampling" in v],
     }
 
 

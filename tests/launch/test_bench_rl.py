@@ -29,7 +29,7 @@ from launch.bench_rl_task import Load
 from tests import tiny_run
 
 flags.FLAGS.set_gnu_getopt(True)
-LOAD = Load(seeds=1, updates=2, walks=8, pairs=4, judged=2)
+LOAD = Load(seeds=1, updates=3, walks=8, pairs=4, judged=2)
 LETTERS = CharsTokenizer("".join(map(walks.letter, range(21))))
 MODEL = ModelConfig(layers=1, width=16, heads=2, hidden=32, vocab_multiple=1, vocab_size=LETTERS.vocab_size)
 PAIRS = [{"prompt": p, "chosen": "a", "rejected": "cda"} for p in "bcdefghijklmnopqrstu"]
@@ -83,20 +83,20 @@ def test_labels_are_tossed_and_nothing_else():
 def test_both_sides_are_given_the_same(parent, pairs):
     e = bench_rl_task.grpo(parent, Walks(), LOAD, seed=3)
     given = bench_rl_task.arguments(dataclasses.replace(e, optimizer=dataclasses.replace(e.optimizer, lr=0.25)))
-    assert given["learning_rate"] == 0.25 and given["max_steps"] == 2 and given["seed"] == 3
+    assert given["learning_rate"] == 0.25 and given["max_steps"] == 3 and given["seed"] == 3
     assert given["per_device_train_batch_size"] == e.train.batch_size and given["num_generations"] == 8
     assert given["max_completion_length"] == WALK and given["loss_type"] == "grpo" and given["beta"] == 0.0
     for step in range(5):  # what "linear" means in transformers
         assert factor(Linear(), step, 5) == pytest.approx((5 - step) / 5)
     asked = bench_rl_task.prompts_in_order(e)
-    assert len(asked) == 2 * 128 // 8 and len(set(asked[:20])) == 20 and set(asked) <= set("bcdefghijklmnopqrstu")
+    assert len(asked) == 3 * 128 // 8 and len(set(asked[:20])) == 20 and set(asked) <= set("bcdefghijklmnopqrstu")
     e = bench_rl_task.dpo(parent, pairs, LOAD, seed=0)
     assert bench_rl_task.arguments(e)["beta"] == 0.1 and bench_rl_task.arguments(e)["loss_type"] == ["sigmoid"]
     kept = bench_rl_task.training_pairs(e)
     assert 10 < len(kept) < 20 and all(p in PAIRS for p in kept)
     seen = bench_rl_task.arguments(e) | {"beta": 0.2, "optim": "adamw"}
     rows = bench_rl.settings(e, seen)
-    assert rows["beta"] == "0.1 (TRL 0.2)" and rows["optim (TRL's own)"] == "adamw" and rows["max_steps"] == "2"
+    assert rows["beta"] == "0.1 (TRL 0.2)" and rows["optim (TRL's own)"] == "adamw" and rows["max_steps"] == "3"
 
 
 def test_our_side_trains_and_is_judged(parent, run, tmp_path, monkeypatch):
@@ -105,8 +105,8 @@ def test_our_side_trains_and_is_judged(parent, run, tmp_path, monkeypatch):
     workdir = str(tmp_path / "run")
     figures = bench_rl.train_ours({"experiment": config.to_json(e), "workdir": workdir})
     assert 0 < figures["compile_seconds"] < figures["seconds"] and figures["cpu_seconds"] > 0
-    assert len(figures["updates"]) == len(figures["cpu_updates"]) == 1
-    assert 0 < figures["sampling"][0] < figures["updates"][0]
+    assert len(figures["updates"]) == len(figures["sampling"]) == 2 and len(figures["cpu_updates"]) == 1
+    assert 0 < figures["sampling"][0] < figures["updates"][0] and figures["cpu_updates"][0] > 0
     learned = load_run(workdir).params
     moved = np.abs(learned["backbone"]["embed"]["tokens"] - run.params["backbone"]["embed"]["tokens"]).max()
     assert 0 < moved < 1e-3
@@ -202,5 +202,5 @@ def test_their_side_is_the_same_model_and_learns(parent, run, pairs, tmp_path):
     }  # fmt: skip
     done = bench_trl.train(job)
     assert done["settings"]["learning_rate"] == e.optimizer.lr and done["settings"]["lr_scheduler_type"] == "linear"
-    assert len(done["updates"]) == len(done["cpu_updates"]) == 1 and done["seconds"] > 0
+    assert len(done["updates"]) == len(done["cpu_updates"]) == 2 and done["seconds"] > 0
     assert (tmp_path / "out" / "model.safetensors").exists()
