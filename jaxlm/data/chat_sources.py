@@ -16,6 +16,7 @@ from jaxlm.data import gsm8k, readers, sources
 from jaxlm.data.conversation import Conversation, Message, Part
 from jaxlm.data.gsm8k import Calculate
 from jaxlm.data.messages import from_messages
+from jaxlm.data.prepare import HELDOUT
 from jaxlm.data.readers import Rejects
 from jaxlm.data.tokenizer import BytesTokenizer, Tokenizer, utf8
 from jaxlm.data.world import talk
@@ -86,8 +87,21 @@ class GSM8K:
     max_bad_fraction: float = 0.01
 
 
+@dataclasses.dataclass(frozen=True)
+class Thoughts:
+    """Text as pretraining reads it, each document a thought of the assistant, with nothing asked before it.
+
+    What a model has read it recalls best where it has read it. A few conversations teach it to recall in thoughts what
+    they are about; this keeps everything else as near at hand there as in plain text. Held-out documents are left out.
+    """
+
+    text: sources.Source
+    name: str = "thoughts"
+    weight: float = 1.0
+
+
 FileSource = Messages | Alpaca | PromptResponse | GSM8K
-ChatSource = FileSource | WorldConversations
+ChatSource = FileSource | WorldConversations | Thoughts
 
 
 # ---------------------------------------------------------------------------------------------------------- records
@@ -150,6 +164,8 @@ def _files(source: FileSource):
 
 def rejects_for(source: ChatSource) -> Rejects:
     """A fresh counter for `conversations`."""
+    if isinstance(source, Thoughts):
+        return sources.rejects_for(source.text)
     return Rejects(0.0 if isinstance(source, WorldConversations) else source.max_bad_fraction)
 
 
@@ -172,6 +188,12 @@ def conversations(
             yield made
         if not rejects.seen:
             raise UserError(f"source {source.name}: count must be at least 1, got {source.count}")
+        return
+    if isinstance(source, Thoughts):
+        for document in sources.documents(source.text, rejects):
+            if not document.id.startswith(HELDOUT):
+                thought = Message("assistant", (Part(document.text, "thinking"),))
+                yield Conversation((thought,), source.name, document.id)
         return
     makers = {Messages: _messages, Alpaca: _alpaca, PromptResponse: _prompt_response}
     make = {**makers, GSM8K: functools.partial(_gsm8k, calculate)}[type(source)]
@@ -203,6 +225,8 @@ def fingerprint(source: ChatSource) -> str:
     """
     if isinstance(source, WorldConversations):
         return talk.fingerprint(source)
+    if isinstance(source, Thoughts):
+        return hashlib.sha256(f"thoughts {sources.fingerprint(source.text)}".encode()).hexdigest()
     fields = {k: v for k, v in dataclasses.asdict(source).items() if k not in ("name", "weight", "path")}
     digest = hashlib.sha256(repr((type(source).__name__, sorted(fields.items()))).encode())
     for name, path in _files(source):

@@ -20,6 +20,7 @@ from jaxlm.data.chat_sources import (
     Alpaca,
     Messages,
     PromptResponse,
+    Thoughts,
     WorldConversations,
     check_gsm8k,
     conversations,
@@ -29,6 +30,7 @@ from jaxlm.data.chat_sources import (
 from jaxlm.data.conversation import MARKS, Conversation, Message, Part, read_call, render, tool_call
 from jaxlm.data.messages import describe_tools, from_messages, to_messages
 from jaxlm.data.readers import Rejects
+from jaxlm.data.sources import Files, documents
 from jaxlm.data.tokenizer import BytesTokenizer
 from jaxlm.data.world import talk
 from jaxlm.data.world.corpus import World
@@ -342,9 +344,26 @@ def test_the_world_talks():
         list(conversations(dataclasses.replace(source, count=0)))
 
 
+def test_text_comes_as_thoughts():
+    text, tokenizer = World(people=People(count=10, unmentioned=2), validation=4), BytesTokenizer()
+    source = Thoughts(text, name="mine")
+    made = list(conversations(source, rejects := rejects_for(source)))
+    trained = [d for d in documents(text) if not d.id.startswith("heldout/")]
+    assert len(made) == 50 == rejects.seen - 4
+    for one, document in zip(made, trained, strict=True):
+        assert one.id == document.id and one.source == "mine"
+        row = render(one, tokenizer)
+        learned = [t for t, kept in zip(row["tokens"].tolist(), row["loss_mask"]) if kept]
+        assert document.text in tokenizer.decode(learned)
+        assert [(p.kind, p.text) for m in one.messages for p in m.parts] == [("thinking", document.text)]
+    assert (
+        fingerprint(source) == fingerprint(Thoughts(text)) != fingerprint(Thoughts(World(seed=1, people=text.people)))
+    )
+
+
 def test_nodes_survive_json():
     files = (Messages("a"), Alpaca("b", system="S"), PromptResponse("c"), GSM8K("d", calculator=False))
-    for node in (*files, WorldConversations(count=3)):
+    for node in (*files, WorldConversations(count=3), Thoughts(World(seed=1)), Thoughts(Files("e"))):
         assert from_json(type(node), to_json(node)) == node
 
 
@@ -470,4 +489,4 @@ def test_the_check_finds_what_is_wrong(tmp_path):
 
 
 def test_every_source_is_a_chat_source():
-    assert set(cs.ChatSource.__args__) == {Messages, Alpaca, PromptResponse, GSM8K, WorldConversations}
+    assert set(cs.ChatSource.__args__) == {Messages, Alpaca, PromptResponse, GSM8K, Thoughts, WorldConversations}
