@@ -1,8 +1,9 @@
 """What launch.lab trains: a small policy, reward models of its samples, and policies that those reward models reward.
 
-After "Scaling Laws for Reward Model Overoptimization" (Gao, Schulman and Hilton 2022, arXiv 2210.10760), in miniature:
-what is wanted is the gold reward, a bigger network with random parameters that are never trained, so that its verdicts
-cost nothing; what is optimized is a proxy that has seen some of them.
+After "Scaling Laws for Reward Model Overoptimization" (Gao, Schulman and Hilton 2022, arXiv 2210.10760), in miniature.
+What is wanted is the gold reward: the number of a bigger network with random parameters that are never trained, less a
+price for what is not in the task's language, of which samples of the policy say little. What is optimized is a proxy
+that has learned from some of the gold's choices.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from jaxlm.config import UserError, override
 from jaxlm.data.preference_sources import Rankings
 from jaxlm.data.preferences import Preferences
 from jaxlm.data.prompts import Chains, Prompts
-from jaxlm.feedback.parts import Learned
+from jaxlm.feedback.parts import Correct, Learned
 from jaxlm.losses.policy import ALGORITHMS
 from jaxlm.nn.transformer import FanInInit, ModelConfig
 from jaxlm.optim.schedules import Linear
@@ -32,6 +33,10 @@ class Lab:
     gold: ModelConfig  # gives an answer its number at the last token
     proxy: Experiment  # learns from the gold's choices between two samples of the policy
     rl: Experiment  # the policy, rewarded by a proxy
+    language: float = (
+        5.0  # what an answer without one letter that may follow costs, in deviations of the network's number
+    )
+    updates: float = 4.0  # of a proxy, times the root of its labels: few are seen often, many hardly twice
     kl: Fixed | Adaptive = Fixed(0.1)  # of the run with a penalty
     prompts: int = 32  # held out, for best-of-n
     samples: int = 512  # of each, among which best-of-n chooses
@@ -51,24 +56,23 @@ class Arm:
 def small() -> Lab:
     """About 100 k parameters in the policy and in each proxy, 300 k in the gold."""
     policy = override(walks_sft(), {"data.sources": (Chains(),), "train.steps": 300})
-    settings = {"data.context": 80, "train.steps": 150, "train.batch_size": 32, "optimizer.lr": 1e-3,
-                "evaluation.every": 75, "checkpoint.every": 150}  # fmt: skip
+    settings = {"data.context": 104, "optimizer.lr": 1e-3, "evaluation.every": 1000, "checkpoint.every": 1000}
     rl, around = walks_grpo(), {"heldout_prompts": 16, "heldout_samples": 4, "preflight": "off"}
     objective = PolicyGradient(loss=ALGORITHMS["rloo"], samples=8, max_tokens=28, **around)
-    constant = replace(rl.optimizer, lr=5e-4, schedule=Linear(warmup=5, final=1.0))
+    constant = replace(rl.optimizer, lr=3e-4, schedule=Linear(warmup=5, final=1.0))
     rl = replace(rl, data=Prompts(task=Chains(), context=64), objective=objective, optimizer=constant)
     return Lab(
         policy=policy,
         gold=replace(SMALL, width=96, hidden=256, init=FanInInit(scale=1.5)),
         proxy=override(reward_tiny(), settings),
-        rl=override(rl, {"train.steps": 150, "evaluation.every": 150, "checkpoint.every": 50}),
+        rl=override(rl, {"train.steps": 120, "evaluation.every": 120, "checkpoint.every": 40}),
     )
 
 
 def arm(x: Lab, labels: Sequence[int], seed: int, root: str) -> Arm:
     """The trainings of one seed, whose run directories are in the folder `root`.
 
-    Without a penalty every proxy rewards a policy; with it the one with the fewest labels.
+    Without a penalty the proxies with the fewest and the most labels reward a policy; with it the former.
     """
     if not isinstance(x.rl.objective, PolicyGradient) or not isinstance(x.proxy.objective, RewardModel):
         raise UserError("lab: rl.objective must be a PolicyGradient, proxy.objective a RewardModel")
@@ -78,14 +82,15 @@ def arm(x: Lab, labels: Sequence[int], seed: int, root: str) -> Arm:
 
     def proxy(count: int) -> Experiment:
         data = replace(x.proxy.data, sources=(Rankings(f"{root}/labels_{count}.db"),))
-        return replace(x.proxy, data=data, parent=f"{root}/policy", seed=x.proxy.seed + seed)
+        train = replace(x.proxy.train, steps=max(1, round(x.updates * count**0.5)))
+        return replace(x.proxy, data=data, train=train, parent=f"{root}/policy", seed=x.proxy.seed + seed)
 
     def rewarded(count: int, kl) -> Experiment:
-        # Of weight 0, the gold is asked and logged, and changes nothing.
-        reward = (Learned(f"{root}/proxy_{count}"), Learned(f"{root}/gold", weight=0.0))
+        # Of weight 0, what the gold is made of is asked and logged, and changes nothing.
+        reward = (Learned(f"{root}/proxy_{count}"), Learned(f"{root}/gold", weight=0.0), Correct(weight=0.0))
         objective = replace(x.rl.objective, reward=reward, kl=kl)
         return replace(x.rl, objective=objective, parent=f"{root}/policy", seed=x.rl.seed + seed)
 
-    rl = {f"rl_{count}": (count, rewarded(count, None)) for count in labels}
+    rl = {f"rl_{count}": (count, rewarded(count, None)) for count in sorted({min(labels), max(labels)})}
     rl[f"rl_{min(labels)}_kl"] = (min(labels), rewarded(min(labels), x.kl))
     return Arm(policy, gold, {count: proxy(count) for count in labels}, rl)

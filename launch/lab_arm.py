@@ -34,6 +34,7 @@ from jaxlm.steps.rollout import Sample, Sampler
 
 LABELS, POOL = 1, 2  # draws of their own, beside those of a run's evaluations
 SLOTS = 256  # answers decoded at once: many and short
+REPORTED = ("eval/all/loss", "eval/all/accuracy", "eval/reward", "eval/score")
 REFERENCE = 16  # samples of each prompt that the rewards' scales are set on
 
 
@@ -43,7 +44,7 @@ def training(e: Experiment, own: Experiment, workdir) -> dict:
     if rl.run(e, workdir, own) != exits.EXIT_DONE:
         raise exits.Stopped
     step = checkpoint.newest(workdir)
-    last = {k: v for r in read_metrics(workdir) for k, v in r.items() if k.startswith("eval/")}
+    last = {k: v for r in read_metrics(workdir) for k, v in r.items() if k in REPORTED}
     return {"identity": manifest.read(workdir / "checkpoints" / str(step))["sha256"], "steps": step, "last": last}
 
 
@@ -73,6 +74,11 @@ def make_gold(a: Arm, root) -> dict:
             tokenizer.save(folder / "tokenizer")
             write_run(folder, a.gold, params, {"tokenizer": tokenizer.hash})
     return {"parameters": sum(x.size for x in jax.tree.leaves(load.load_any(root / "gold").params))}
+
+
+def gold(x: Lab, network, verdict):
+    """What is wanted of answers: the network's number, less the price of what is not in the task's language."""
+    return network - x.language * (1 - verdict)
 
 
 # ---------------------------------------------------------------------------------------------------------- samples
@@ -132,7 +138,7 @@ def score_pool(pool: Pool, workdir) -> np.ndarray:
 
 
 # ----------------------------------------------------------------------------------------------------------- labels
-def make_labels(a: Arm, root) -> dict:
+def make_labels(x: Lab, a: Arm, root) -> dict:
     """Two samples of the policy to each prompt, the one with the higher gold reward first: a store for each number of
     labels, of which a larger one begins with a smaller one's."""
     most = max(a.proxy)
@@ -140,8 +146,9 @@ def make_labels(a: Arm, root) -> dict:
     chosen = [prompts.at(e.data, "train", e.seed, i) for i in range(most)]
     found = sampled(a, root, LABELS, chosen, 2)
     tokenizer_hash = tokenizers.load(root / "policy" / "tokenizer").hash
-    gold = reward.reward_function(root / "gold", tokenizer_hash)
-    values = scores(gold, [s.prompt.asked for s in found], [s.reply for s in found], [{}] * len(found), None)
+    given = [s.prompt.asked for s in found], [s.reply for s in found], [{}] * len(found)
+    network = scores(reward.reward_function(root / "gold", tokenizer_hash), *given, None)
+    values = gold(x, np.array(network), np.array(scores(prompts.reward_of(e.data), *given, None))).tolist()
     about, records = policy_of(load.load_run(root / "policy")), []
     for i, p in enumerate(chosen):
         prompt = feedback.Prompt(asked(p.asked), {"label": i})
@@ -175,12 +182,13 @@ def train_proxy(e: Experiment, own: Experiment, workdir, pool: Pool) -> dict:
     return done
 
 
-def score_all(a: Arm, root) -> dict:
+def score_all(x: Lab, a: Arm, root) -> dict:
     """Every answer of the pool by the gold, by each proxy and by the task's own verdict, in `scores.npz`."""
     pool = read_pool(root)
     verdict = prompts.reward_of(task_of(a).data)
     values = scores(verdict, pool.prompts, pool.replies, [{}] * len(pool.replies), None)
-    found = {"gold": score_pool(pool, root / "gold"), "verifier": np.array(values, np.float64).reshape(pool.shape)}
+    found = {"verifier": np.array(values, np.float64).reshape(pool.shape)}
+    found["gold"] = gold(x, score_pool(pool, root / "gold"), found["verifier"])
     found |= {f"proxy_{count}": score_pool(pool, root / f"proxy_{count}") for count in a.proxy}
     file = io.BytesIO()
     np.savez_compressed(file, **found)
@@ -195,19 +203,21 @@ def read_scores(root) -> dict[str, np.ndarray]:
 
 # ------------------------------------------------------------------------------------------- reinforcement learning
 RECORD = {
-    "proxy": "reward/learned_0", "gold": "reward/learned_1", "verifier": "right", "kl": "kl/reference",
-    "length": "length/mean", "repetition": "repetition", "entropy": "surprisal",
+    "proxy": "reward/learned_0", "verifier": "reward/correct", "kl": "kl/reference", "length": "length/mean",
+    "repetition": "repetition", "entropy": "surprisal",
 }  # fmt: skip
+NETWORK = "reward/learned_1"
 
 
-def curve(workdir) -> list[dict]:
-    """The run's records under the names that fits, alarms and plots know; gold_error: of a batch's mean."""
+def curve(x: Lab, workdir) -> list[dict]:
+    """The run's records under the names that fits, alarms and plots know. gold_error: of a batch's mean, at most, as
+    the deviation of a sum is at most the sum of the deviations."""
     found, batch = [], load.load_experiment(workdir).train.batch_size
-    for r in read_metrics(workdir):
-        if "train/reward" in r:
-            own = {name: r[f"train/{metric}"] for name, metric in RECORD.items()}
-            error = r[f"train/{RECORD['gold']}/std"] / batch**0.5
-            found.append({"step": r["step"], "d": max(own["kl"], 0.0) ** 0.5, "gold_error": error} | own)
+    for r in (r for r in read_metrics(workdir) if "train/reward" in r):
+        own = {name: r[f"train/{metric}"] for name, metric in RECORD.items()}
+        deviation = r[f"train/{NETWORK}/std"] + x.language * r[f"train/{RECORD['verifier']}/std"]
+        own |= {"gold": gold(x, r[f"train/{NETWORK}"], own["verifier"]), "gold_error": deviation / batch**0.5}
+        found.append({"step": r["step"], "d": max(own["kl"], 0.0) ** 0.5} | own)
     return found
 
 
@@ -229,11 +239,11 @@ def stages(x: Lab, a: Arm, own: Arm, root) -> list[Stage]:
         ),
         stage("gold", "drawing a network", lambda: make_gold(a, root)),
         stage("pool", f"{x.samples} answers to each of {x.prompts} prompts", lambda: draw_pool(x, a, root)),
-        stage("labels", f"{max(a.proxy)} choices by the gold", lambda: make_labels(a, root)),
+        stage("labels", f"{max(a.proxy)} choices by the gold", lambda: make_labels(x, a, root)),
     ]
     for count, e in a.proxy.items():
         found.append(stage(f"proxy_{count}", f"{count} labels, {e.train.steps} steps", proxy(count)))
-    found.append(stage("scores", "the answers by every reward", lambda: score_all(a, root)))
+    found.append(stage("scores", "the answers by every reward", lambda: score_all(x, a, root)))
     for name, (count, e) in a.rl.items():
         penalty = "" if e.objective.kl is None else ", with a KL penalty"
         found.append(stage(name, f"{e.train.steps} steps against the proxy of {count} labels{penalty}", learning(name)))

@@ -114,7 +114,7 @@ def of_seed(x: Lab, a: Arm, root) -> dict:
     scores = lab_arm.read_scores(root)
     baseline, rl = float(scores["gold"].mean()), {}
     for name, (count, e) in a.rl.items():
-        records = lab_arm.curve(root / name)
+        records = lab_arm.curve(x, root / name)
         rl[name] = {"labels": count, "penalty": e.objective.kl is not None, "records": records}
         rl[name] |= course(records, x.window, baseline)
     return {"baseline": baseline, "best_of_n": best_of(scores, list(a.proxy)), "rl": rl}

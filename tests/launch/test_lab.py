@@ -68,15 +68,16 @@ def test_the_gold_is_asked_and_changes_nothing(done):
 
 
 def test_labels_are_the_golds_choices_and_scales_those_of_the_policys_samples(done):
-    root, _, _ = done
+    root, sets, _ = done
     pool, scores = lab_arm.read_pool(root / "3"), lab_arm.read_scores(root / "3")
     assert pool.shape == (3, 8) and set(scores) == {"gold", "verifier", "proxy_20"}
-    for name in ("gold", "proxy_20"):  # all eight samples of a prompt are among those that the scale is set on
-        assert scores[name].mean() == pytest.approx(0, abs=1e-4) and scores[name].std() == pytest.approx(1, abs=1e-3)
-    gold = reward.reward_function(root / "3" / "gold", pool.tokenizer)
-    np.testing.assert_allclose(gold(pool.prompts, pool.replies, [{}] * 24), scores["gold"].ravel(), rtol=1e-5)
-    verdicts = reward_of(config.parse_sets(small(), SETS).rl.data)(pool.prompts, pool.replies, [{}] * 24)
-    assert verdicts == scores["verifier"].ravel().tolist()
+    given = pool.prompts, pool.replies, [{}] * 24
+    network = np.array(reward.reward_function(root / "3" / "gold", pool.tokenizer)(*given))
+    for x in (network, scores["proxy_20"]):  # all eight samples of a prompt are among those that the scale is set on
+        assert x.mean() == pytest.approx(0, abs=1e-4) and x.std() == pytest.approx(1, abs=1e-3)
+    verdicts = np.array(reward_of(config.parse_sets(small(), sets).rl.data)(*given))
+    assert verdicts.tolist() == scores["verifier"].ravel().tolist() and verdicts.min() < 1
+    np.testing.assert_allclose(scores["gold"].ravel(), network - 5 * (1 - verdicts), atol=1e-5)
     with Store(root / "3" / "labels_20.db", create=False) as store:
         rankings = [r for _, r in store.records(Ranking)]
         assert len(rankings) == 20
