@@ -139,10 +139,14 @@ def _ids(run: Run, prompt, completion, tokenizer_hash: str | None) -> list[int] 
 
 def load_reward(workdir, mesh=None) -> tuple[Run, Scale]:
     """A reward model's run at the checkpoint that its scale is of, and the scale; `UserError` where it is none."""
-    if "reward" not in load_experiment(workdir).heads:
-        raise UserError(f"{workdir} is no reward model: it was not trained with objective=RewardModel")
+    _require(workdir)
     scale = read_scale(workdir)
     return load_any(workdir, scale.step, mesh), scale
+
+
+def _require(workdir) -> None:
+    if "reward" not in load_experiment(workdir).heads:
+        raise UserError(f"{workdir} is no reward model: it was not trained with objective=RewardModel")
 
 
 def reward_function(workdir, tokenizer_hash: str | None = None, mesh=None) -> Reward:
@@ -171,6 +175,7 @@ def reward_function(workdir, tokenizer_hash: str | None = None, mesh=None) -> Re
 def set_scale(workdir, prompts: Sequence, completions: Sequence, tokenizer_hash: str | None = None) -> Scale:
     """Puts the run's scores on another scale: mean 0 and standard deviation 1 on these responses. A run that has no
     scale yet gets its first one, of its newest parameters."""
-    run = load_reward(workdir)[0] if (storage.path(workdir) / FILE).exists() else load_any(workdir)
+    _require(workdir)
+    run = load_any(workdir, read_scale(workdir).step if (storage.path(workdir) / FILE).exists() else None)
     rows = [_ids(run, p, c, tokenizer_hash) for p, c in zip(prompts, completions, strict=True)]
     return _write(workdir, raw_scores(run, [ids for ids in rows if ids]), run.step)
