@@ -31,6 +31,7 @@ Exit codes: 0 done; 42 stopped and saved, start the same command again; 2 bad in
 import dataclasses
 import itertools
 import json
+import math
 
 from absl import flags
 
@@ -44,11 +45,11 @@ from jaxlm.feedback import pairwise, preferences
 from jaxlm.feedback.collect import read_prompts
 from jaxlm.feedback.gold import gold
 from jaxlm.feedback.lessons import Lesson, write_lessons
-from jaxlm.feedback.records import Prompt, Ranking, Response, record_id, to_line
+from jaxlm.feedback.records import Response, record_id, to_line
 from jaxlm.feedback.store import Store
 from jaxlm.run import checkpoint, exits, lineage, manifest, reward, rl, rounds, stages, world_tasks
 from jaxlm.run.experiment import Experiment
-from jaxlm.run.load import Run, load_experiment, load_run
+from jaxlm.run.load import load_experiment, load_run
 from jaxlm.run.log import read_metrics
 from jaxlm.run.policy import policy_of
 from jaxlm.run.stages import Stage
@@ -96,7 +97,9 @@ def training(e: Experiment, own: Experiment, workdir, anew: bool) -> dict:
     step = checkpoint.newest(workdir)
     last = {k: v for r in read_metrics(workdir) for k, v in r.items() if k.startswith(("train/", "eval/"))}
     identity = manifest.read(workdir / "checkpoints" / str(step))["sha256"]
-    return {"identity": identity, "steps": step, "last": {k: v for k, v in last.items() if "second" not in k}}
+    timed = ("second", "utilization")  # what says nothing of the model; and bins without a pair have no accuracy
+    last = {k: v for k, v in last.items() if math.isfinite(v) and not any(t in k for t in timed)}
+    return {"identity": identity, "steps": step, "last": last}
 
 
 def demonstrate(p: Place) -> dict:
@@ -254,8 +257,6 @@ def main() -> int:
     print(f"look at  {storage.path(WORKDIR.value) / 'report' / f'round_{ROUNDS.value}.html'}")
     return exits.EXIT_DONE
 
-
-__all__ = ["Place", "Prompt", "Ranking", "Run", "run"]
 
 if __name__ == "__main__":
     common.run(main)
