@@ -89,13 +89,15 @@ class GSM8K:
 
 @dataclasses.dataclass(frozen=True)
 class Thoughts:
-    """Text as pretraining reads it, each document a thought of the assistant, with nothing asked before it.
+    """Text as pretraining reads it, each document a thought of the assistant on the words that it begins with.
 
     What a model has read it recalls best where it has read it. A few conversations teach it to recall in thoughts what
-    they are about; this keeps everything else as near at hand there as in plain text. Held-out documents are left out.
+    they are about; this keeps everything else as near at hand there as in plain text, with nothing asked about it.
+    Held-out documents are left out.
     """
 
     text: sources.Source
+    cue: int = 3  # so many first words are the user's message before it; 0: there is none
     name: str = "thoughts"
     weight: float = 1.0
 
@@ -192,8 +194,9 @@ def conversations(
     if isinstance(source, Thoughts):
         for document in sources.documents(source.text, rejects):
             if not document.id.startswith(HELDOUT):
+                cue = " ".join(document.text.split()[: source.cue])
                 thought = Message("assistant", (Part(document.text, "thinking"),))
-                yield Conversation((thought,), source.name, document.id)
+                yield Conversation((*((Message("user", cue),) if cue else ()), thought), source.name, document.id)
         return
     makers = {Messages: _messages, Alpaca: _alpaca, PromptResponse: _prompt_response}
     make = {**makers, GSM8K: functools.partial(_gsm8k, calculate)}[type(source)]
@@ -226,7 +229,7 @@ def fingerprint(source: ChatSource) -> str:
     if isinstance(source, WorldConversations):
         return talk.fingerprint(source)
     if isinstance(source, Thoughts):
-        return hashlib.sha256(f"thoughts {sources.fingerprint(source.text)}".encode()).hexdigest()
+        return hashlib.sha256(f"thoughts {source.cue} {sources.fingerprint(source.text)}".encode()).hexdigest()
     fields = {k: v for k, v in dataclasses.asdict(source).items() if k not in ("name", "weight", "path")}
     digest = hashlib.sha256(repr((type(source).__name__, sorted(fields.items()))).encode())
     for name, path in _files(source):

@@ -346,7 +346,7 @@ def test_the_world_talks():
 
 def test_text_comes_as_thoughts():
     text, tokenizer = World(people=People(count=10, unmentioned=2), validation=4), BytesTokenizer()
-    source = Thoughts(text, name="mine")
+    source = Thoughts(text, cue=2, name="mine")
     made = list(conversations(source, rejects := rejects_for(source)))
     trained = [d for d in documents(text) if not d.id.startswith("heldout/")]
     assert len(made) == 50 == rejects.seen - 4
@@ -355,10 +355,13 @@ def test_text_comes_as_thoughts():
         row = render(one, tokenizer)
         learned = [t for t, kept in zip(row["tokens"].tolist(), row["loss_mask"]) if kept]
         assert document.text in tokenizer.decode(learned)
-        assert [(p.kind, p.text) for m in one.messages for p in m.parts] == [("thinking", document.text)]
-    assert (
-        fingerprint(source) == fingerprint(Thoughts(text)) != fingerprint(Thoughts(World(seed=1, people=text.people)))
-    )
+        first, *_ = one.messages
+        assert first.role == "user" and document.text.startswith(f"{first.text} ") and len(first.text.split()) == 2
+        assert one.messages[1:] == (Message("assistant", (Part(document.text, "thinking"),)),)
+    uncued = dataclasses.replace(source, cue=0)
+    assert [c.messages for c in conversations(uncued)] == [c.messages[1:] for c in made]
+    others = (Thoughts(text, cue=2), Thoughts(dataclasses.replace(text, seed=1), cue=2), uncued)
+    assert fingerprint(source) == fingerprint(others[0]) and len(set(map(fingerprint, others))) == 3
 
 
 def test_nodes_survive_json():
