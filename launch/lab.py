@@ -4,10 +4,11 @@ usage:
   python -m launch.lab --workdir=DIR [--seeds=0,1,2] [--labels=100,400,3200] [--set=PATH=VALUE]...
 
 After "Scaling Laws for Reward Model Overoptimization" (Gao et al. 2022, arXiv 2210.10760). For each seed a policy of
-100 k parameters learns to write strings of a random chain; a bigger network with random parameters is the gold, which
-says what is wanted. The gold chooses between two samples of the policy, as often as --labels says, and a proxy learns
-from the choices. The proxy is then optimized, by the best of up to n samples, and by reinforcement learning, without a
-KL penalty and, for the fewest labels, with one. Proxy, gold and KL are recorded along each run.
+100 k parameters learns to write strings of a random chain. The gold, which says what is wanted, is a bigger network
+with random parameters, less a price for leaving the chain. It chooses between two samples of the policy, as often as
+--labels says, and a proxy learns from the choices. The proxy is then optimized: by the best of up to n samples, and by
+reinforcement learning, without a KL penalty against the proxies with the fewest and the most labels, and with one
+against the former. Proxy, gold and KL are recorded along each run.
 
 What it answers, with an interval over seeds:
   does gold at the largest n rise with the number of labels?
@@ -42,7 +43,7 @@ SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds, with commas between.
 LABELS = flags.DEFINE_list("labels", ["100", "400", "3200"], "Numbers of labels, with commas between.")
 SET = flags.DEFINE_multi_string("set", [], "path=value in the definition; may be repeated.")
 
-FEWEST = 20  # labels: below, no prompt of them may be left to validate
+FEWEST = 50  # labels: below, no prompt of them may be left to validate
 
 
 def lab(workdir, seeds: Sequence[int], labels: Sequence[int], sets: Sequence[str]) -> dict:

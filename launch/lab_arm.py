@@ -22,7 +22,7 @@ from jaxlm.feedback.scoring import scores
 from jaxlm.feedback.store import Store
 from jaxlm.interop.workdir import write_run, written_whole
 from jaxlm.nn import heads
-from jaxlm.run import checkpoint, exits, load, manifest, reward, rl
+from jaxlm.run import checkpoint, exits, lineage, load, manifest, reward, rl
 from jaxlm.run.experiment import Experiment
 from jaxlm.run.log import read_metrics
 from jaxlm.run.policy import policy_of
@@ -67,6 +67,7 @@ def make_gold(a: Arm, root) -> dict:
     """Writes the gold as a run whose parameters are those that it began with."""
     tokenizer = tokenizers.load(root / "policy" / "tokenizer")
     prompt_ids(asked(prompts.heldout(task_of(a).data, 1)[0].asked), tokenizer)  # a few letters cannot spell the roles
+    lineage.check_same_experiment(root / "gold", a.gold)
     if not (root / "gold").exists():
         model = dataclasses.replace(a.gold.model, vocab_size=tokenizer.vocab_size)
         params = jax.jit(lambda: heads.init(model, None, jax.random.key(a.gold.seed), a.gold.heads))()

@@ -56,10 +56,11 @@ def accuracy(proxy_PN: np.ndarray, gold_PN: np.ndarray) -> float:
 
 
 def fitted(f: Fit | None) -> dict | None:
-    """As JSON, which knows no infinity."""
+    """As JSON, which knows neither infinity nor tuples."""
     if f is None:
         return None
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in dataclasses.asdict(f).items()}
+    found = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(f).items()}
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
 
 
 def smoothed(records: Sequence[dict], name: str, window: int) -> np.ndarray:

@@ -28,8 +28,9 @@ SETS = [
     *(f"{part}.train.steps=2" for part in ("policy", "proxy")),
     *(f"{part}.train.batch_size=8" for part in ("policy", "proxy", "rl")),
     *(f"{part}.evaluation.batch_size=8" for part in ("policy", "proxy")),
-    "rl.objective.samples=4", "rl.objective.max_tokens=8", "rl.objective.heldout_prompts=2", "rl.train.steps=12",
-    "prompts=3", "samples=8", "window=3",
+    "rl.objective.samples=4", "rl.objective.max_tokens=8", "rl.objective.heldout_prompts=8",
+    "rl.objective.heldout_samples=1", "rl.train.steps=12",
+    "proxy.data.valid_fraction=0.3", "prompts=3", "samples=8", "window=3",
 ]  # fmt: skip
 
 
@@ -37,7 +38,9 @@ SETS = [
 def done(tmp_path_factory):
     root = tmp_path_factory.mktemp("lab")
     sets = SETS + [f"{p}.data.cache={root / 'cache'}" for p in ("policy", "proxy")]
-    return root / "w", sets, lab.lab(root / "w", [3], [20], sets)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(lab_arm, "SLOTS", 8)  # as many as the runs have: nearly all of the time is the compiler's
+        return root / "w", sets, lab.lab(root / "w", [3], [20], sets)
 
 
 def test_a_seed_is_run_through(done):
@@ -51,7 +54,7 @@ def test_a_seed_is_run_through(done):
     assert found["best_of_n"]["20"]["points"][0]["gold"]["value"] == pytest.approx(found["baseline"])
     assert list(found["rl"]) == ["rl_20", "rl_20_kl"]
     for run in found["rl"].values():
-        assert [r["step"] for r in run["records"]] == list(range(1, 13)) and run["records"][0]["kl"] == 0.0
+        assert [r["step"] for r in run["records"]] == list(range(1, 13)) and abs(run["records"][0]["kl"]) < 1e-5
         assert set(run["stops"]) == {"all alarms", "gold alone", "without gold"}
 
 
@@ -100,8 +103,11 @@ def test_arms_differ_in_what_they_should():
         a.gold.seed != b.gold.seed and a.policy.data == b.policy.data and isinstance(a.rl["rl_50"][1].data.task, Chains)
     )
     assert list(a.rl) == ["rl_50", "rl_100", "rl_50_kl"] and a.rl["rl_50_kl"][1].objective.kl == Fixed(0.1)
-    proxy, gold = a.rl["rl_100"][1].objective.reward
-    assert (proxy.run, proxy.weight, gold.run, gold.weight) == ("r/proxy_100", 1.0, "r/gold", 0.0)
+    proxy, gold, verdict = a.rl["rl_100"][1].objective.reward
+    assert (proxy.run, proxy.weight, gold.run, gold.weight, verdict.weight) == ("r/proxy_100", 1.0, "r/gold", 0.0, 0.0)
+    steps = [e.train.steps for e in arm(small(), [100, 400, 3200], 0, "r").proxy.values()]
+    assert steps == [40, 80, 226]
+    assert list(arm(small(), [100, 400, 3200], 0, "r").rl) == ["rl_100", "rl_3200", "rl_100_kl"]
 
 
 # ------------------------------------------------------------------------------------------------------ the figures
@@ -168,7 +174,7 @@ def test_bad_flags(tmp_path):
         ({"workdir": None}, "--workdir=DIR is missing"),
         ({"seeds": ["x"]}, "--seeds takes whole numbers"),
         ({"labels": ["100", "100"]}, "--labels needs at least one value, each once"),
-        ({"labels": ["3"]}, "--labels at least 20"),
+        ({"labels": ["3"]}, "--labels at least 50"),
         ({"set": ["samples=1"]}, "samples must be at least 2"),
         ({"set": ["rl.objective=RewardModel()"]}, "rl.objective must be a PolicyGradient"),
         ({"set": ["gold.widht=3"]}, "gold.widht"),
