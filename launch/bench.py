@@ -189,7 +189,9 @@ def table(results: dict[str, dict]) -> str:
             for inner, v in value.items() if isinstance(value, dict) else [(None, value)]:
                 if isinstance(v, dict):
                     v = " .. ".join(f"{v[k]:,.3g}" for k in ("min", "median", "max"))
-                shown = f"{v:,.2f}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else str(v)
+                if isinstance(v, float):
+                    v = f"{v:,.2f}" if abs(v) >= 1 else f"{v:.3f}"
+                shown = f"{v:,}" if isinstance(v, int) else str(v)
                 rows.append((name if inner is None else f"{name}/{inner}", shown))
     width = max([34, *(len(row[0]) + 1 for row in rows if not isinstance(row, str))])
     return "\n".join(row if isinstance(row, str) else f"  {row[0]:<{width}}{row[1]:>16}" for row in rows)

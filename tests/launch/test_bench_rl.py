@@ -5,6 +5,7 @@ import importlib.util
 import json
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,10 +18,10 @@ from jaxlm.config import UserError
 from jaxlm.data.prompts import Prompt, Walks
 from jaxlm.data.tasks import walks
 from jaxlm.data.tokenizer import CharsTokenizer
-from jaxlm.interop import export
+from jaxlm.interop import export, to_hf
 from jaxlm.nn.transformer import ModelConfig
 from jaxlm.optim.schedules import Linear, factor
-from jaxlm.run import objectives, train
+from jaxlm.run import objectives, rl, train
 from jaxlm.run.experiment import prepared
 from jaxlm.run.load import load_run
 from launch import bench, bench_rl, bench_rl_task, bench_trl
@@ -204,3 +205,39 @@ def test_their_side_is_the_same_model_and_learns(parent, run, pairs, tmp_path):
     assert done["settings"]["learning_rate"] == e.optimizer.lr and done["settings"]["lr_scheduler_type"] == "linear"
     assert len(done["updates"]) == len(done["cpu_updates"]) == 2 and done["seconds"] > 0
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_an_update_on_the_same_walks_is_the_same(parent, run, tmp_path, monkeypatch):
+    trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
+    monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
+    roll, rewards, seen = rl.Trainer.roll, rl.Scoring.rewards, {}
+    monkeypatch.setattr(rl.Trainer, "roll", lambda self, *a: seen.setdefault("walks", roll(self, *a)))
+    monkeypatch.setattr(rl.Scoring, "rewards", lambda self, *a: seen.__setitem__(a[1], rewards(self, *a)) or seen[a[1]])
+    e = random_reward(bench_rl_task.grpo(parent, Walks(), dataclasses.replace(LOAD, updates=1), 0))
+    assert rl.run(e, str(tmp_path / "ours")) == 0
+    found, coins = seen["walks"].samples, seen[0]
+    folder = str(tmp_path / "hf")
+    export.export_hf(parent, folder)
+    model = bench_trl._model(folder)
+    given = bench_rl_task.arguments(e) | bench_trl.PLAIN | {"output_dir": str(tmp_path / "out"), "use_cpu": True}
+    asked = [x.prompt.asked for x in found]
+    trl.GRPOTrainer(
+        model=model,
+        args=trl.GRPOConfig(**given, shuffle_dataset=False),
+        reward_funcs=lambda prompts, **_: coins,
+        processing_class=bench_trl.fast_tokenizer(LETTERS),
+        train_dataset=datasets.Dataset.from_list([{"prompt": p} for p in asked[:: e.objective.samples]]),
+        rollout_func=lambda prompts, trainer: {
+            "prompt_ids": [list(x.prompt_ids) for x in found],
+            "completion_ids": [list(x.reply.completion.ids) for x in found],
+            "logprobs": [list(x.reply.completion.logprobs) for x in found],
+        },
+    ).train()
+    ours = to_hf.tensors(run.model, "llama", jax.device_get(load_run(tmp_path / "ours").params))
+    before = to_hf.tensors(run.model, "llama", jax.device_get(run.params))
+    theirs = {name: x.detach().numpy() for name, x in model.state_dict().items()}
+    assert set(ours) == set(theirs)
+    for name in ours:
+        # Adam's first step is the sign of the gradient, but where that is as small as eps.
+        assert np.abs(ours[name] - before[name]).max() > 0.9 * e.optimizer.lr, name
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=0, atol=0.1 * e.optimizer.lr, err_msg=name)
