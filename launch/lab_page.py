@@ -84,7 +84,7 @@ def page(results: Mapping, command: str, folder) -> Page:
         soft=True,
     )
     out.heading("What is shown")
-    out.table(["in every seed", ""], [[what, "yes" if yes else "no"] for what, yes in lab_results.shown(s).items()])
+    out.table(["", ""], [[what, "yes" if yes else "no"] for what, yes in lab_results.shown(s).items()])
     if (folder / "all.png").exists():
         out.image(folder / "all.png", "Gold and proxy over the distance from the initial policy, a line for each seed")
     out.heading("Best-of-n")

@@ -151,6 +151,7 @@ def test_what_is_shown_is_shown_in_every_seed():
     )
     assert all(lab_results.shown(yes).values()) and yes["kept"]["KL penalty"][0] == pytest.approx(0.95, abs=0.02)
     assert yes["kept"]["no remedy"][0] == pytest.approx(0.18, abs=0.02)
+    assert yes["rises"]["20 to 90"]["mean"] == 0.5 and list(yes["rises"]) == ["20 to 90"]
     assert list(lab_results.shown(others[0]).values()) == [False, True, True]
     assert others[1]["kept"]["KL penalty"][1] < 0.25 and all(
         lab_results.shown(others[1]).values()
