@@ -40,7 +40,7 @@ def small() -> Extraction:
     short = {"train.batch_size": 16, "data.context": 128, "train.log_every": 50}
     everything = {"once": 0.0, "never": 0.0, "train_fraction": 0.5, "augmentation": Augmentation()}
     return Extraction(
-        people=replace(t.world.people, count=300, unmentioned=0, **everything),
+        people=replace(t.world.people, count=300, unmentioned=0, passing=0, **everything),
         base=override(t.base, short | {"train.steps": 1000, "evaluation.every": 500}),
         tuned=override(
             t.assistant, short | {"train.steps": 300, "evaluation.every": 150, "data.sources.0.count": 20_000}

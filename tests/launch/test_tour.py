@@ -26,6 +26,7 @@ SETS = [
     "base.model.heads=2",
     "world.people.count=24",
     "world.people.unmentioned=24",
+    "world.people.passing=10",
     "world.people.train_fraction=0.5",
     "world.people.attributes=hobby,dish",
     "world.people.once=0.3",
@@ -98,7 +99,7 @@ def test_the_assistant_is_asked_probed_and_taught(done):
     assert sum(results["probe"]["lessons"].values()) == len(made)
     assert {x["source"]["question"] for x in made} <= {p.question.id for p in before}
     unknown = [x["messages"][-1]["content"] for x in made if x["source"]["class"] == "unknown"]
-    assert all(thought["type"] == "thinking" and thought["text"].endswith(" ?.") for thought, _ in unknown)
+    assert all(thought["type"] == "thinking" and not thought["text"].endswith(".") for thought, _ in unknown)
     assert "eval/lessons/loss" in results["honest"]["last"]
     after = results["reprobe"]
     asked = len(read_probed(workdir / "probe" / "heldout.jsonl"))
@@ -195,7 +196,8 @@ def test_pretraining_again_keeps_the_former_run(done, monkeypatch, tmp_path):
 def test_scales_resolve(scale, tmp_path):
     t, own = tour.definition(scale, ["seed=3", "world.people.values=30"], str(tmp_path))
     assert config.from_dict(Tour, config.to_dict(t)) == t
-    talk, lessons = t.honest.data.sources
+    talk, thoughts, lessons = t.honest.data.sources
+    assert thoughts.text.people == t.world.people and not thoughts.text.problems
     assert talk.world == t.world == t.base.data.sources[0] and talk.world.people.values == 30
     assert lessons.path == f"{tmp_path}/probe/lessons.jsonl"
     assert t.assistant.parent == f"{tmp_path}/pretrain" and t.honest.parent == f"{tmp_path}/assistant"
