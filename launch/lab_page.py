@@ -1,5 +1,6 @@
 """The page that launch.lab ends with, and its pictures."""
 
+import itertools
 import sys
 from collections.abc import Mapping
 
@@ -54,24 +55,28 @@ def one_seed(arm: Mapping, count: int, window: int, path) -> None:
 
 def all_seeds(results: Mapping, path) -> None:
     """Gold over sqrt(KL), a color for each number of labels and a line for each seed; the proxy dotted."""
-    figure, window = new_figure(11, 4.4), results["definition"]["window"]
+    figure, arms = new_figure(11, 4.4), list(results["arms"].values())
     best, rl = figure.subplots(1, 2, sharey=True)
-    runs = list(next(iter(results["arms"].values()))["rl"])
-    for arm in results["arms"].values():
-        first = arm is next(iter(results["arms"].values()))
-        for color, count in zip(COLORS, results["labels"]):
+    colors = dict(zip(results["labels"], itertools.cycle(COLORS)))
+    for arm in arms:
+
+        def line(axes, points, name, style, color, label, first=arm is arms[0]):
+            d, values = ([p[k] if isinstance(p[k], float) else p[k]["value"] for p in points] for k in ("d", name))
+            axes.plot(d, values, style, color=color, label=label if first else None, linewidth=1.3)
+
+        for count, color in colors.items():
             points = arm["best_of_n"][str(count)]["points"]
-            for name, style in (("gold", "-"), ("proxy", ":")):
-                label = f"{name}, {count} labels" if first else None
-                best.plot([p["d"] for p in points], [p[name]["value"] for p in points], style, color=color, label=label)
-        for color, name in zip(COLORS, runs):
-            points = _points(arm["rl"][name]["records"], window)
-            for measure, style in (("gold", "-"), ("proxy", ":")):
-                label = f"{measure}, {name}" if first else None
-                rl.plot([p["d"] for p in points], [p[measure] for p in points], style, color=color, label=label)
+            line(best, points, "gold", "-", color, f"gold, {count} labels")
+            line(best, points, "proxy", ":", color, f"proxy, {count} labels")
+        for run in arm["rl"].values():
+            points, color = _points(run["records"], results["definition"]["window"]), colors[run["labels"]]
+            about = f"{run['labels']} labels" + (", KL penalty" if run["penalty"] else "")
+            line(rl, points, "gold", "--" if run["penalty"] else "-", color, f"gold, {about}")
+            if not run["penalty"]:
+                line(rl, points, "proxy", ":", color, f"proxy, {about}")
     for axes, title in ((best, "best-of-n"), (rl, "reinforcement learning")):
-        label_axes(axes, r"$\sqrt{\mathrm{KL}}$ to the initial policy", title)
-    best.set_ylabel("reward")
+        label_axes(axes, r"$\sqrt{\mathrm{KL}}$ to the initial policy", "reward")
+        axes.set_title(title)
     save_figure(figure, path)
 
 

@@ -4,6 +4,7 @@ Everything is plain JSON. A course's figures are means of `window` records, so t
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,10 @@ from jaxlm.feedback.overoptimization import Fit, best_of_n, best_of_n_curve, fit
 from jaxlm.run import statistics
 from launch import lab_arm
 
+# A record is one update's samples, which say little of gold: its trend is looked for in twice as many as usual.
+GOLD_FALLS = functools.partial(alarms.gold_falls, window=20)
+OTHERS = tuple(c for c in alarms.CHECKS if c is not alarms.gold_falls)
+STOPS = {"all alarms": (GOLD_FALLS, *OTHERS), "gold alone": (GOLD_FALLS,), "without gold": OTHERS}
 KEPT = 0.9  # share of the highest gold that a remedy should keep
 NAMES = ("proxy", "gold", "verifier")
 
@@ -89,14 +94,10 @@ def course(records: Sequence[dict], window: int, baseline: float) -> dict:
                 "d": float(np.mean([r["d"] for r in last]))},
         "fall": float(gold[peak]) - end,
         "fall_error": math.hypot(*noise.values()),
-        "alarms": [dataclasses.asdict(a) for a in alarms.alarms(records)],
+        "alarms": [dataclasses.asdict(a) for a in alarms.alarms(records, STOPS["all alarms"])],
         "stops": {},
     }  # fmt: skip
-    for name, checks in (
-        ("all alarms", alarms.CHECKS),
-        ("gold alone", (alarms.gold_falls,)),
-        ("without gold", tuple(c for c in alarms.CHECKS if c is not alarms.gold_falls)),
-    ):
+    for name, checks in STOPS.items():
         step, alarm = alarms.early_stop(records, checks)
         at = next(i for i, r in enumerate(records) if r["step"] == step)
         out["stops"][name] = {
