@@ -54,7 +54,7 @@ class Arm:
 
 
 def small() -> Lab:
-    """About 100 k parameters in the policy and in each proxy, 300 k in the gold."""
+    """About 130 k parameters in the policy and in each proxy, 340 k in the gold."""
     policy = override(walks_sft(), {"data.sources": (Chains(),), "train.steps": 300})
     settings = {"data.context": 104, "optimizer.lr": 1e-3, "evaluation.every": 1000, "checkpoint.every": 1000}
     rl, around = walks_grpo(), {"heldout_prompts": 16, "heldout_samples": 4, "preflight": "off"}

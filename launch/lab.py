@@ -4,7 +4,7 @@ usage:
   python -m launch.lab --workdir=DIR [--seeds=0,1,2] [--labels=100,400,3200] [--set=PATH=VALUE]...
 
 After "Scaling Laws for Reward Model Overoptimization" (Gao et al. 2022, arXiv 2210.10760). For each seed a policy of
-100 k parameters learns to write strings of a random chain. The gold, which says what is wanted, is a bigger network
+130 k parameters learns to write strings of a random chain. The gold, which says what is wanted, is a bigger network
 with random parameters, less a price for leaving the chain. It chooses between two samples of the policy, as often as
 --labels says, and a proxy learns from the choices. The proxy is then optimized: by the best of up to n samples, and by
 reinforcement learning, without a KL penalty against the proxies with the fewest and the most labels, and with one
