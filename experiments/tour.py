@@ -17,10 +17,13 @@ from jaxlm.data.tokenizer import SentencePiece
 from jaxlm.data.world.arithmetic import Arithmetic
 from jaxlm.data.world.corpus import World
 from jaxlm.data.world.people import Augmentation, People
-from jaxlm.data.world.talk import WorldConversations
+from jaxlm.data.world.talk import WorldConversations, tools_message
 from jaxlm.data.world.words import Words
 from jaxlm.optim.optimizers import Muon
 from jaxlm.run.experiment import Experiment
+from jaxlm.steps.pretrain import NextToken
+
+TOOLS = ("calculator", "python", "search")
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ def connected(tour: Tour, root: str) -> Tour:
     def about(e: Experiment, *more) -> Experiment:
         talks = (replace(s, world=tour.world) if isinstance(s, WorldConversations) else s for s in e.data.sources)
         told = replace(tour.world, name="told", weight=tour.replay)  # a name of its own among the sources
-        thoughts = Thoughts(replace(tour.world, problems=0, validation=0), weight=tour.thoughts)
+        people = replace(tour.world, problems=0, validation=0)
+        thoughts = Thoughts(people, weight=tour.thoughts, systems=(tools_message(TOOLS),))
         data = replace(e.data, sources=(*talks, thoughts, *more), replay=(told,))
         return replace(e, data=data, seed=e.seed + tour.seed)
 
@@ -96,8 +100,7 @@ def tiny() -> Tour:
     # Half of the training people are left for the probe: of those whom it was asked about it knows too well. Reading
     # about the many strangers teaches to copy names and values that no memory completes.
     talk = WorldConversations(count=80_000, facts=3.0, reading=3.0, problems=3.0, part=(0.0, 0.5), forget=0.05)
-    tools = ("calculator", "python", "search")
-    searching = replace(talk, count=30_000, search=2.0, reading=2.0, tools=tools, part=(0.5, 1.0))
+    searching = replace(talk, count=30_000, search=2.0, reading=2.0, tools=TOOLS, part=(0.5, 1.0))
     rest = sft_tiny().optimizer
     assistant = override(
         sft_tiny(),
@@ -107,9 +110,17 @@ def tiny() -> Tour:
             "train.steps": 1600,
         },
     )
-    # Few small steps: what the lessons are about is soon known by heart, and then they teach nothing of other facts.
+    # What the lessons are about is soon known by heart, and then they teach nothing of other facts. Doubt is learned
+    # wherever a thought goes on, which is too much to learn by heart.
     honest = override(
-        assistant, {"data.sources": (searching,), "train.steps": 200, "optimizer.lr": 2e-3, "optimizer.rest.lr": 3e-4}
+        assistant,
+        {
+            "data.sources": (searching,),
+            "objective": NextToken(doubt=1.0),
+            "train.steps": 300,
+            "optimizer.lr": 5e-3,
+            "optimizer.rest.lr": 5e-4,
+        },
     )
     text = EmbeddedPython(weight=0.1)
     return Tour(world=world, text=text, base=base, assistant=assistant, honest=honest)

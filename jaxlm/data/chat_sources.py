@@ -8,6 +8,7 @@ out, or ends it with file and line when more than `max_bad_fraction` of them can
 import dataclasses
 import functools
 import hashlib
+import itertools
 from collections.abc import Iterator
 
 from jaxlm import storage
@@ -93,11 +94,13 @@ class Thoughts:
 
     What a model has read it recalls best where it has read it. A few conversations teach it to recall in thoughts what
     they are about; this keeps everything else as near at hand there as in plain text, with nothing asked about it.
+    What stands before a question makes it as hard to reach as a question does: hence a cue, and system messages.
     Held-out documents are left out.
     """
 
     text: sources.Source
     cue: int = 3  # so many first words are the user's message before it; 0: there is none
+    systems: tuple[str, ...] = ()  # the documents take turns with each of these before them, and with none
     name: str = "thoughts"
     weight: float = 1.0
 
@@ -152,6 +155,16 @@ def _gsm8k(calculate: Calculate, source: GSM8K, record: dict) -> Conversation:
     return _asked(source.system, _string(record, "question"), *answer)
 
 
+def _thoughts(source: Thoughts, rejects: Rejects) -> Iterator[Conversation]:
+    told = (d for d in sources.documents(source.text, rejects) if not d.id.startswith(HELDOUT))
+    for document, system in zip(told, itertools.cycle((None, *source.systems))):
+        cue = " ".join(document.text.split()[: source.cue])
+        before = {"system": system, "user": cue}
+        messages = [Message(role, text) for role, text in before.items() if text]
+        thought = Message("assistant", (Part(document.text, "thinking"),))
+        yield Conversation((*messages, thought), source.name, document.id)
+
+
 # -------------------------------------------------------------------------------------------------------- the doors
 def _files(source: FileSource):
     found = sources.files_of(sources.Files(source.path))
@@ -192,11 +205,7 @@ def conversations(
             raise UserError(f"source {source.name}: count must be at least 1, got {source.count}")
         return
     if isinstance(source, Thoughts):
-        for document in sources.documents(source.text, rejects):
-            if not document.id.startswith(HELDOUT):
-                cue = " ".join(document.text.split()[: source.cue])
-                thought = Message("assistant", (Part(document.text, "thinking"),))
-                yield Conversation((*((Message("user", cue),) if cue else ()), thought), source.name, document.id)
+        yield from _thoughts(source, rejects)
         return
     makers = {Messages: _messages, Alpaca: _alpaca, PromptResponse: _prompt_response}
     make = {**makers, GSM8K: functools.partial(_gsm8k, calculate)}[type(source)]
@@ -229,7 +238,9 @@ def fingerprint(source: ChatSource) -> str:
     if isinstance(source, WorldConversations):
         return talk.fingerprint(source)
     if isinstance(source, Thoughts):
-        return hashlib.sha256(f"thoughts {source.cue} {sources.fingerprint(source.text)}".encode()).hexdigest()
+        return hashlib.sha256(
+            f"thoughts {source.cue} {source.systems} {sources.fingerprint(source.text)}".encode()
+        ).hexdigest()
     fields = {k: v for k, v in dataclasses.asdict(source).items() if k not in ("name", "weight", "path")}
     digest = hashlib.sha256(repr((type(source).__name__, sorted(fields.items()))).encode())
     for name, path in _files(source):

@@ -21,10 +21,13 @@ def token_logprobs(
     chunk: int | None = None,
     temperature_BT=None,
     entropy: bool = False,
+    marker: int | None = None,
 ):
     """(log-probability of each target, log of the softmax's denominator), both [B, T], in float32 or wider.
 
     `entropy`: also the entropy of each distribution, in nats, as a third.
+    `marker`: also the logit of this token's probability, and the doubt: the probability, without it, that the best
+    token is not the next one. These come last.
 
     `chunk` positions of every row are scored at a time and scored again in the backward pass, so at most B * chunk * V
     logits exist; unset, all at once. `chunk` need not divide T, and changes neither values nor gradients.
@@ -39,10 +42,15 @@ def token_logprobs(
         column = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
         # A compare and a sum: fused with the rest, where a gather's gradient would be a scatter.
         chosen = jnp.sum(jnp.where(column == targets[..., None], logits, 0), axis=-1)
-        if not entropy:
-            return chosen - logsumexp, logsumexp
-        mean_logit = jnp.sum(jnp.exp(logits - logsumexp[..., None]) * logits, axis=-1)
-        return chosen - logsumexp, logsumexp, logsumexp - mean_logit
+        scored = (chosen - logsumexp, logsumexp)
+        if entropy:
+            mean_logit = jnp.sum(jnp.exp(logits - logsumexp[..., None]) * logits, axis=-1)
+            scored += (logsumexp - mean_logit,)
+        if marker is not None:
+            others = jnp.where(column == marker, -jnp.inf, logits)
+            total = jax.nn.logsumexp(others, axis=-1)
+            scored += (logits[..., marker] - total, 1 - jnp.exp(jnp.max(others, axis=-1) - total))
+        return scored
 
     B, T, _ = hidden_BTD.shape
     if chunk is None or chunk >= T:
@@ -72,3 +80,17 @@ def lm_loss(logprobs_BT, logsumexp_BT, mask_BT, z_loss_coefficient=0.0):
         "cross_entropy": (1.0, -masked.sum(logprobs_BT, mask_BT), weight),
         "z_loss": (z_loss_coefficient, masked.sum(jnp.square(logsumexp_BT), mask_BT), weight),
     }
+
+
+def doubt_loss(logit_BT, doubt_BT, where_BT, mask_BT, scale):
+    """A term as those of `lm_loss`, beside which it makes the marker's probability `scale` times the doubt, at most 1.
+
+    logit, doubt: see `token_logprobs`. where: the places that are to learn it, whose next token is another than the
+    marker. There the cross-entropy holds -log(1 - p) of the marker's probability p, and with this, -c log(p / (1 - p)),
+    it is least at p = c. Nothing is learned through c, the target. After the [IDK] token of Cohen et al. 2024 (arXiv
+    2412.06676), which is given what the right token lacks; a model's own doubt needs no truth, and is there as well
+    where all choices are equally likely.
+    """
+    target = jax.lax.stop_gradient(jnp.minimum(scale * doubt_BT, 1))
+    weight = jnp.sum(mask_BT, dtype=logit_BT.dtype)  # that of the cross-entropy, which it is weighed against
+    return (1.0, -masked.sum(target * logit_BT, mask_BT & where_BT), weight)

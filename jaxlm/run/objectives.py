@@ -51,7 +51,7 @@ class Task:
 TASKS: dict[type, Task] = {
     NextToken: Task(
         data=(Data, Chat),
-        loss=lambda objective, model, train, reference: pretrain.make_loss(model, train),
+        loss=lambda objective, model, train, reference: pretrain.make_loss(objective, model, train),
         sums=lambda objective, model, chunk, reference, *rest: pretrain.evaluation_sums(model, chunk, *rest),
         summarize=pretrain.summarize,
     ),

@@ -10,34 +10,57 @@ import jax
 import jax.numpy as jnp
 
 from jaxlm import masked
+from jaxlm.data.tokenizer import CONTROL
 from jaxlm.data.trajectory import Trajectory
 from jaxlm.losses import lm
 from jaxlm.nn import transformer
 
+THINK, THINK_END = CONTROL["<think>"], CONTROL["</think>"]
+
 
 @dataclasses.dataclass(frozen=True)
 class NextToken:
-    """The log-likelihood of every token under the loss mask: pretraining on text, fine-tuning on conversations."""
+    """The log-likelihood of every token under the loss mask: pretraining on text, fine-tuning on conversations.
+
+    With `doubt`, a model also learns to break a thought off where it does not know how it goes on: at each place in a
+    thought the symbol that ends it gets so many times the model's own probability that its best guess is wrong.
+    Greedily decoded, a thought breaks off where the best guess has less than 0.62 at 1, and less than 0.78 at 2. See
+    `losses.lm.doubt_loss`.
+    """
+
+    doubt: float | None = None
 
 
-def token_logprobs(model, params, batch: Trajectory, chunk: int | None = None, key=None):
-    """Scores tokens[:, 1:] given what precedes them. Returns (logprobs, logsumexp, loss mask), each [B, T]."""
+def token_logprobs(model, params, batch: Trajectory, chunk: int | None = None, key=None, marker: int | None = None):
+    """Scores tokens[:, 1:] given what precedes them. Returns (logprobs, logsumexp, loss mask), each [B, T].
+
+    With a `marker`, what `lm.token_logprobs` says of it comes after these.
+    """
     hidden, _, _ = transformer.apply(
         model, params, batch.tokens[:, :-1], batch.positions[:, :-1], batch.segments[:, :-1], key=key
     )
-    logprobs, logsumexp = lm.token_logprobs(model, params, hidden, batch.tokens[:, 1:], chunk)
-    return logprobs, logsumexp, batch.loss_mask[:, 1:]
+    logprobs, logsumexp, *marked = lm.token_logprobs(model, params, hidden, batch.tokens[:, 1:], chunk, marker=marker)
+    return logprobs, logsumexp, batch.loss_mask[:, 1:], *marked
 
 
-def make_loss(model, train):
+def inside_thoughts(tokens_BT):
+    """bool [B, T]: whether a thought that began at or before a token is still open after it."""
+    return jnp.cumsum(tokens_BT == THINK, axis=1) > jnp.cumsum(tokens_BT == THINK_END, axis=1)
+
+
+def make_loss(objective: NextToken, model, train):
     """The loss of the update contract."""
+    marker = None if objective.doubt is None else THINK_END
 
     def loss(params, batch: Trajectory, key):
         key = key if model.dropout > 0 else None
-        logprobs, logsumexp, mask = token_logprobs(model, params, batch, train.loss_chunk, key)
+        logprobs, logsumexp, mask, *marked = token_logprobs(model, params, batch, train.loss_chunk, key, marker)
         terms = lm.lm_loss(logprobs, logsumexp, mask, train.z_loss)
         if train.z_loss == 0.0:
             del terms["z_loss"]  # a figure in the log that takes no part in the loss misleads
+        if marked:
+            goes_on = inside_thoughts(batch.tokens[:, :-1]) & (batch.tokens[:, 1:] != THINK_END)
+            terms["doubt"] = lm.doubt_loss(*marked, goes_on, mask, objective.doubt)
         return terms, {}
 
     return loss

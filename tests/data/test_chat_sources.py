@@ -360,8 +360,12 @@ def test_text_comes_as_thoughts():
         assert one.messages[1:] == (Message("assistant", (Part(document.text, "thinking"),)),)
     uncued = dataclasses.replace(source, cue=0)
     assert [c.messages for c in conversations(uncued)] == [c.messages[1:] for c in made]
-    others = (Thoughts(text, cue=2), Thoughts(dataclasses.replace(text, seed=1), cue=2), uncued)
-    assert fingerprint(source) == fingerprint(others[0]) and len(set(map(fingerprint, others))) == 3
+    offered = dataclasses.replace(source, systems=("A.", "B."))
+    for i, (one, plain) in enumerate(zip(conversations(offered), made, strict=True)):
+        system = (None, "A.", "B.")[i % 3]
+        assert one.messages == ((Message("system", system),) if system else ()) + plain.messages
+    others = (Thoughts(text, cue=2), Thoughts(dataclasses.replace(text, seed=1), cue=2), uncued, offered)
+    assert fingerprint(source) == fingerprint(others[0]) and len(set(map(fingerprint, others))) == 4
 
 
 def test_nodes_survive_json():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm.losses.lm import lm_loss, token_logprobs
+from jaxlm.losses.lm import doubt_loss, lm_loss, token_logprobs
 from jaxlm.nn.transformer import Precision, padded_vocab, unembed
 from tests.nn.tiny import FAMILIES, doubled, lively
 
@@ -134,3 +134,51 @@ def test_terms_by_hand():
     }
     grad = jax.grad(lambda lp: lm_loss(lp, logsumexp, mask)["cross_entropy"][1])(logprobs)
     np.testing.assert_array_equal(grad, [[-1, -1, 0], [-1, 0, 0]])
+
+
+def test_the_marker_is_weighed_against_the_best_of_the_others_whatever_the_chunk():
+    with doubled():
+        cfg, params, hidden, targets, _ = case(True, "float64")
+        p, marker = jax.nn.softmax(unembed(cfg, params, hidden)), 5
+        others = jnp.delete(p, marker, axis=-1)
+        want = jnp.log(p[..., marker] / (1 - p[..., marker])), 1 - jnp.max(others, -1) / jnp.sum(others, -1)
+        for chunk in (None, 4):
+            *_, logit, doubt = token_logprobs(cfg, params, hidden, targets, chunk, marker=marker)
+            np.testing.assert_allclose(logit, want[0], rtol=1e-9)
+            np.testing.assert_allclose(doubt, want[1], rtol=1e-9)
+            both = token_logprobs(cfg, params, hidden, targets, chunk, entropy=True, marker=marker)
+            np.testing.assert_array_equal(both[3], logit)
+            np.testing.assert_allclose(both[2], jnp.sum(jax.scipy.special.entr(p), -1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_the_marker_learns_the_doubt_and_the_rest_the_language(scale):
+    """Gradient descent on free logits: what comes next is a, b or c, and the best guess is wrong half of the time."""
+    share, rest, marker = jnp.array([0.5, 0.3, 0.2]), 3, 3
+
+    def terms(logits):
+        z = jnp.broadcast_to(logits, (1, rest, 4))
+        logprobs = jax.nn.log_softmax(z)
+        total = jax.nn.logsumexp(z[..., :rest], -1)
+        doubt = 1 - jnp.exp(z[..., :rest].max(-1) - total)
+        mask = jnp.ones((1, rest), bool)
+        term = doubt_loss(z[..., marker] - total, doubt, mask, mask, scale)
+        ce = -jnp.sum(logprobs[0, 0, :rest] * share) * rest
+        return (ce + term[1]) / term[2]
+
+    logits = jnp.zeros(4)
+    step = jax.jit(lambda x: x - jax.grad(terms)(x))
+    for _ in range(3000):
+        logits = step(logits)
+    p = jax.nn.softmax(logits)
+    np.testing.assert_allclose(p[marker], scale * 0.5, atol=1e-4)
+    np.testing.assert_allclose(p[:rest] / p[:rest].sum(), share, atol=1e-4)
+
+
+def test_doubt_counts_where_it_is_learned_and_weighs_as_the_cross_entropy():
+    logit, doubt = jnp.array([[1.0, jnp.nan, 3.0, jnp.inf]]), jnp.array([[0.5, 0.1, 0.25, 0.2]])
+    where, mask = jnp.array([[True, False, True, True]]), jnp.array([[True, True, True, False]])
+    assert tuple(map(float, doubt_loss(logit, doubt, where, mask, 2.0))) == (1.0, -(1.0 * 1.0 + 0.5 * 3.0), 3.0)
+    assert float(doubt_loss(logit, doubt, where, mask, 3.0)[1]) == -(1.0 * 1.0 + 0.75 * 3.0)  # never above certainty
+    moved = jax.grad(lambda d: doubt_loss(logit, d, where, mask, 2.0)[1])(doubt)
+    np.testing.assert_array_equal(moved, jnp.zeros_like(doubt))

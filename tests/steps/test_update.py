@@ -20,6 +20,7 @@ from jaxlm.nn.transformer import ModelConfig, Precision
 from jaxlm.optim.optimizers import Adafactor, AdamW, Lion, Muon
 from jaxlm.optim.schedules import Constant
 from jaxlm.steps import pretrain, state, update
+from jaxlm.steps.pretrain import NextToken
 from jaxlm.steps.update import Train
 
 MODEL = ModelConfig(vocab_size=50, vocab_multiple=2, layers=1, width=16, heads=2, kv_heads=1, hidden=32, tied=True)
@@ -43,7 +44,7 @@ def make_batch(seed=0):
 
 def gradients(precision, accumulation, batch, z_loss=0.01):
     model = dataclasses.replace(MODEL, precision=precision)
-    loss = pretrain.make_loss(model, Train(z_loss=z_loss, loss_chunk=None))
+    loss = pretrain.make_loss(NextToken(), model, Train(z_loss=z_loss, loss_chunk=None))
     params = transformer.init(model, jax.random.key(0))
     fn = functools.partial(update.gradients, loss, accumulation=accumulation, dtype=precision.accumulation)
     return jax.jit(fn)(params, batch, jax.random.key(1))
@@ -78,7 +79,7 @@ def test_the_loss_is_the_mean_over_all_scored_tokens_not_a_mean_of_means():
 
 def one_step(batch, mesh=None, train=None, optimizer=OPTIMIZER, steps=1, adapters=None):
     train = train or Train(loss_chunk=None)
-    loss = pretrain.make_loss(MODEL, train)
+    loss = pretrain.make_loss(NextToken(), MODEL, train)
     axes = lora.specs(MODEL, adapters)
     hyper = {k: jnp.float32(v) for k, v in update.hyperparameters(optimizer).items()}
 
@@ -179,7 +180,7 @@ def test_clipping_scales_the_whole_gradient_to_the_norm():
 def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
     good, bad = make_batch(), make_batch()
     s = state.create(MODEL, OPTIMIZER, 0)
-    loss = pretrain.make_loss(MODEL, Train(loss_chunk=None))
+    loss = pretrain.make_loss(NextToken(), MODEL, Train(loss_chunk=None))
 
     def poisoned(params, batch, key):
         terms, metrics = loss(params, batch.replace(rewards=None), key)
@@ -204,7 +205,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
 
 def test_another_learning_rate_does_not_recompile():
     traces = []
-    loss = pretrain.make_loss(MODEL, Train(loss_chunk=None))
+    loss = pretrain.make_loss(NextToken(), MODEL, Train(loss_chunk=None))
 
     @jax.jit
     def one(s, batch, hyper):

@@ -1,0 +1,69 @@
+"""Doubt in the training loss: where it is learned, what it sums, and that it is not there unless asked for."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxlm.nn import transformer
+from jaxlm.steps import pretrain, update
+from jaxlm.steps.pretrain import THINK, THINK_END, NextToken, inside_thoughts
+from tests.steps.offline import DOUBLE, TRAIN, batch, params
+
+
+def thoughtful():
+    """Rows with thoughts: from somewhere to somewhere, in half of the rows two of them."""
+    plain, rng = batch(), np.random.default_rng(3)
+    tokens = np.where(np.isin(plain.tokens, (THINK, THINK_END)), 40, plain.tokens)
+    for b in range(len(tokens)):
+        for low, high in ((0, 12), (12, 24))[: 1 + b % 2]:
+            start, end = sorted(rng.choice(np.arange(low, high), 2, replace=False))
+            tokens[b, start], tokens[b, end] = THINK, THINK_END
+    return dataclasses.replace(plain, tokens=tokens, loss_mask=plain.loss_mask | (rng.random(tokens.shape) < 0.7))
+
+
+def test_a_thought_is_open_from_its_first_symbol_to_the_last_token_before_its_second():
+    row = [9, THINK, 9, 9, THINK_END, 9, THINK, THINK_END, 9, THINK, 9]
+    assert inside_thoughts(jnp.array([row]))[0].tolist() == [t in (1, 2, 3, 6, 9, 10) for t in range(len(row))]
+
+
+def test_doubt_is_summed_over_the_scored_places_of_thoughts_that_go_on():
+    with jax.enable_x64(True):
+        b, weights = thoughtful(), jax.tree.map(lambda x: x.astype("float64"), params(DOUBLE))
+        terms, _ = pretrain.make_loss(NextToken(doubt=1.5), DOUBLE, TRAIN)(weights, b, None)
+        hidden, _, _ = transformer.apply(
+            DOUBLE, weights, *(jnp.asarray(x)[:, :-1] for x in (b.tokens, b.positions, b.segments))
+        )
+        p = np.asarray(jax.nn.softmax(transformer.unembed(DOUBLE, weights, hidden)))
+        coefficient, total, weight = map(float, terms["doubt"])
+    want = count = 0
+    for row in range(len(p)):
+        inside = False
+        for t in range(p.shape[1]):
+            inside = b.tokens[row, t] == THINK or (inside and b.tokens[row, t] != THINK_END)
+            if inside and b.loss_mask[row, t + 1] and b.tokens[row, t + 1] != THINK_END:
+                marker, others = p[row, t, THINK_END], np.delete(p[row, t], THINK_END)
+                want -= min(1.5 * (1 - others.max() / others.sum()), 1) * np.log(marker / (1 - marker))
+                count += 1
+    assert count > 20
+    np.testing.assert_allclose(coefficient * total, want, rtol=1e-9)
+    assert weight == float(terms["cross_entropy"][2]) == b.loss_mask[:, 1:].sum()
+
+
+def test_cut_or_whole_the_gradient_is_the_same_and_without_doubt_it_is_the_likelihood():
+    with jax.enable_x64(True):
+        b, weights = thoughtful(), jax.tree.map(lambda x: x.astype("float64"), params(DOUBLE))
+        found = {}
+        for name, objective, chunk, parts in (
+            ("whole", NextToken(doubt=1.0), None, 1),
+            ("cut", NextToken(doubt=1.0), 7, 4),
+            ("none", NextToken(), None, 1),
+        ):
+            loss = pretrain.make_loss(objective, DOUBLE, dataclasses.replace(TRAIN, loss_chunk=chunk))
+            found[name] = update.gradients(loss, weights, b, jax.random.key(0), parts, "float64")
+        for x, y in zip(*(jax.tree.leaves(found[n][0]) for n in ("whole", "cut")), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-8, atol=1e-10)
+        assert set(found["none"][1][1]) == {"cross_entropy"}
+        moved = jax.tree.leaves(jax.tree.map(lambda x, y: jnp.abs(x - y).max(), found["whole"][0], found["none"][0]))
+        assert max(moved) > 1e-3
