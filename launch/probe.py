@@ -20,9 +20,10 @@ before and after. Where the conversations of its training left people aside (`pa
 whom --split=train asks about: those whom it was asked about again and again it knows too well to learn from.
   python -m launch.probe --workdir=runs/sft --out=runs/p/train --split=train --lessons=runs/p/lessons.jsonl
   python -m launch.train --experiment=sft_tiny --set=parent=runs/sft --workdir=runs/idk \\
-      --set='data.sources=Messages(path="runs/p/lessons.jsonl")'
+      --set='data.sources=Messages(path="runs/p/lessons.jsonl")' --set=objective.doubt=1
   python -m launch.probe --workdir=runs/sft --out=runs/p/before
   python -m launch.probe --workdir=runs/idk --out=runs/p/after --before=runs/p/before --dev=runs/p/train
+objective.doubt teaches to break off thoughts that the model itself is unsure of; lessons alone are learned by heart.
 Lessons keep right answers to known questions, hedge the right one of unstable ones, and refuse the unknown; at most
 --known_per_unknown and --unstable_per_unknown times as many of the first two as of the last. The last line compares
 with the probe before, and with refusing below a threshold on the answer's log-probability, chosen on --dev.

@@ -102,6 +102,8 @@ def validate(e: Experiment) -> None:
     if not isinstance(e.data, kinds):
         wanted = " or ".join(k.__name__ for k in kinds)
         raise UserError(f"objective {name} learns from {wanted}, and data is {type(e.data).__name__}")
+    if isinstance(e.objective, NextToken) and e.objective.doubt is not None and e.objective.doubt <= 0:
+        raise UserError(f"objective.doubt must be above 0, or none for no such loss, got {e.objective.doubt}")
     if isinstance(e.objective, Preference) and preference.needs_reference(e.objective) and e.parent is None:
         raise UserError(f"{type(e.objective.loss).__name__} needs the policy that it starts from: --set=parent=WORKDIR")
     for what, workdir in origins(e).items():
@@ -111,10 +113,13 @@ def validate(e: Experiment) -> None:
 
 
 def check_tokenizers(e: Experiment, tokenizer) -> None:
-    """Raises `UserError` where a run that this one reads has another tokenizer: its ids would mean something else."""
+    """Raises `UserError` where ids would not mean what they are taken for: another run's tokens, or symbols."""
     for what, workdir in origins(e).items():
         if tokenizers.load(storage.path(workdir) / "tokenizer").hash != tokenizer.hash:
             raise UserError(f"data.tokenizer is not that of {what} {workdir}; --set=data.tokenizer=none takes it")
+    thoughts = all(tokenizer.control.get(name) == tokenizers.CONTROL[name] for name in ("<think>", "</think>"))
+    if isinstance(e.objective, NextToken) and e.objective.doubt is not None and not thoughts:
+        raise UserError("objective.doubt is learned in thoughts, and this tokenizer has no symbols for them")
 
 
 def _checkpoint_hash(workdir, step: int) -> str:
