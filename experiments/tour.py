@@ -57,7 +57,7 @@ def connected(tour: Tour, root: str) -> Tour:
         return replace(e, data=data, seed=e.seed + tour.seed)
 
     base = replace(tour.base, data=replace(tour.base.data, sources=(tour.world, tour.text)))
-    lessons = Messages(f"{root}/probe/lessons.jsonl", name="lessons", weight=0.5)  # few: too often is by heart
+    lessons = Messages(f"{root}/probe/lessons.jsonl", name="lessons", weight=0.15)  # few: too often is by heart
     return replace(
         tour,
         base=replace(base, seed=base.seed + tour.seed),
@@ -100,7 +100,7 @@ def tiny() -> Tour:
     # Half of the training people are left for the probe: of those whom it was asked about it knows too well. Reading
     # about the many strangers teaches to copy names and values that no memory completes.
     talk = WorldConversations(count=80_000, facts=3.0, reading=3.0, problems=3.0, part=(0.0, 0.5), forget=0.05)
-    searching = replace(talk, count=30_000, search=2.0, reading=2.0, tools=TOOLS, part=(0.5, 1.0))
+    searching = replace(talk, search=0.7, tools=TOOLS, part=(0.5, 1.0))
     rest = sft_tiny().optimizer
     assistant = override(
         sft_tiny(),
@@ -117,9 +117,7 @@ def tiny() -> Tour:
         {
             "data.sources": (searching,),
             "objective": NextToken(doubt=1.0),
-            "train.steps": 300,
-            "optimizer.lr": 5e-3,
-            "optimizer.rest.lr": 5e-4,
+            "train.steps": 400,
         },
     )
     text = EmbeddedPython(weight=0.1)
