@@ -57,7 +57,7 @@ def connected(tour: Tour, root: str) -> Tour:
         return replace(e, data=data, seed=e.seed + tour.seed)
 
     base = replace(tour.base, data=replace(tour.base.data, sources=(tour.world, tour.text)))
-    lessons = Messages(f"{root}/probe/lessons.jsonl", name="lessons", weight=0.15)  # few: too often is by heart
+    lessons = Messages(f"{root}/probe/lessons.jsonl", name="lessons", weight=0.05)  # few: too often is by heart
     return replace(
         tour,
         base=replace(base, seed=base.seed + tour.seed),
@@ -117,7 +117,7 @@ def tiny() -> Tour:
         {
             "data.sources": (searching,),
             "objective": NextToken(doubt=1.0),
-            "train.steps": 400,
+            "train.steps": 700,
         },
     )
     text = EmbeddedPython(weight=0.1)
