@@ -33,9 +33,8 @@ class Lab:
     gold: ModelConfig  # gives an answer its number at the last token
     proxy: Experiment  # learns from the gold's choices between two samples of the policy
     rl: Experiment  # the policy, rewarded by a proxy
-    language: float = (
-        5.0  # what an answer without one letter that may follow costs, in deviations of the network's number
-    )
+    # What an answer without one letter that may follow costs, in deviations of the network's number.
+    language: float = 5.0
     updates: float = 4.0  # of a proxy, times the root of its labels: few are seen often, many hardly twice
     kl: Fixed | Adaptive = Fixed(0.1)  # of the run with a penalty
     prompts: int = 32  # held out, for best-of-n
