@@ -42,6 +42,7 @@ class Tour:
     # Tokens of the world's text for one of conversation, so that what was told stays known, and within reach there.
     replay: float = 0.4  # as it is
     thoughts: float = 0.7  # as thoughts of the assistant: its people alone
+    lessons: float = 0.05  # of the probe's lessons for one of conversation: few, since too often is by heart
     seed: int = 0  # added to the seed of each training
 
 
@@ -57,7 +58,7 @@ def connected(tour: Tour, root: str) -> Tour:
         return replace(e, data=data, seed=e.seed + tour.seed)
 
     base = replace(tour.base, data=replace(tour.base.data, sources=(tour.world, tour.text)))
-    lessons = Messages(f"{root}/probe/lessons.jsonl", name="lessons", weight=0.05)  # few: too often is by heart
+    lessons = Messages(f"{root}/probe/lessons.jsonl", name="lessons", weight=tour.lessons)
     return replace(
         tour,
         base=replace(base, seed=base.seed + tour.seed),
