@@ -1,17 +1,22 @@
-"""What the tour trains, at each of its scales: a base model, its assistant, and the assistant that knows its limits.
+"""What the tour trains, at each of its scales: a base model, its assistant, the assistant that knows its limits, and
+what comes of that by feedback.
 
 One world is told to the base model beside real text. The assistant learns to answer, to work and to look things up from
-conversations about half of it; the figures are of the other half.
+conversations about half of it; the figures are of the other half. Then it learns from rankings of its own answers, and
+from rewards that are checked.
 """
 
 from dataclasses import dataclass, replace
 
-from experiments import edits
+from experiments import edits, rounds
 from experiments.pretrain import pretrain_tiny
+from experiments.rl import grpo_tiny
+from experiments.rounds import Rounds
 from experiments.sft import sft_tiny
 from jaxlm.config import override
 from jaxlm.data.chat_sources import Messages, Thoughts
 from jaxlm.data.prepare import ById
+from jaxlm.data.prompts import WorldTask
 from jaxlm.data.sources import EmbeddedPython, Files, HuggingFace
 from jaxlm.data.tokenizer import SentencePiece
 from jaxlm.data.world.arithmetic import Arithmetic
@@ -35,6 +40,8 @@ class Tour:
     base: Experiment
     assistant: Experiment  # the base model after conversations
     honest: Experiment  # the assistant after what a probe of it wrote
+    feedback: Rounds  # that one after demonstrations by many hands, and after PPO against a reward model
+    verified: Experiment  # that one after rewards that are checked: problems by hand, their steps in a thought
     probed: int = 400  # questions of each group that the probe asks, on either side
     samples: int = 8  # of each probed question
     asked: int = 200  # held-out questions of each kind
@@ -64,7 +71,16 @@ def connected(tour: Tour, root: str) -> Tour:
         base=replace(base, seed=base.seed + tour.seed),
         assistant=replace(about(tour.assistant), parent=f"{root}/pretrain"),
         honest=replace(about(tour.honest, lessons), parent=f"{root}/assistant"),
+        feedback=replace(tour.feedback, seed=tour.feedback.seed + tour.seed),
+        verified=_verified(tour, f"{root}/honest"),
     )
+
+
+def _verified(tour: Tour, parent: str) -> Experiment:
+    e, task = tour.verified, tour.verified.data.task
+    asked = replace(tour.world, tasks=task.world.tasks, problems=0, validation=0)
+    data = replace(e.data, task=replace(task, world=asked))
+    return replace(e, data=data, parent=parent, seed=e.seed + tour.seed)
 
 
 def tiny() -> Tour:
@@ -121,8 +137,17 @@ def tiny() -> Tour:
             "train.steps": 700,
         },
     )
-    text = EmbeddedPython(weight=0.1)
-    return Tour(world=world, text=text, base=base, assistant=assistant, honest=honest)
+    by_hand = replace(world, tasks=("spell", "count"))
+    verified = override(grpo_tiny(), {"data.task": WorldTask(by_hand), "data.context": 192, "objective.max_tokens": 64})
+    return Tour(
+        world=world,
+        text=EmbeddedPython(weight=0.1),
+        base=base,
+        assistant=assistant,
+        honest=honest,
+        feedback=rounds.tiny(),
+        verified=verified,
+    )
 
 
 def smoke() -> Tour:
@@ -140,6 +165,11 @@ def smoke() -> Tour:
         base=override(t.base, short | {"train.steps": 240}),
         assistant=override(t.assistant, short | {"train.steps": 60, "data.sources.0.count": 1000}),
         honest=override(t.honest, short | {"train.steps": 20, "data.sources.0.count": 1000}),
+        feedback=rounds.smoke(),
+        verified=override(
+            t.verified,
+            {"train.steps": 2, "train.batch_size": 32, "objective.heldout_prompts": 8, "evaluation.every": 2},
+        ),
         probed=24,
         samples=4,
         asked=24,

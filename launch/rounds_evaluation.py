@@ -91,19 +91,22 @@ def evaluate(p, k: int) -> dict:
 
 
 def _elo(p, k: int, store: Store) -> dict:
-    """Of all policies so far, by the gold of their first responses to the same prompts."""
+    runs = {f"round {n}" if n else "sft": load_run(p.policy(n)) for n in range(k + 1)}
+    return standings(p, runs, store, f"gold, round {k}", f"elo_{k}")
+
+
+def standings(p, runs: dict[str, Run], store: Store, annotator: str, picture: str) -> dict:
+    """Elo of these policies by the gold of their first responses to the same held-out prompts; the first has 1000."""
     names, firsts = {}, set()
-    for n in range(k + 1):
-        run = load_run(p.policy(n))
-        names[f"{run.workdir}@{run.step}"] = f"round {n}" if n else "sft"
+    for name, run in runs.items():
+        names[f"{run.workdir}@{run.step}"] = name
         firsts |= {record_id(found[0]) for found in _heldout(p, run, store, 1)}
-    annotator = f"gold, round {k}"
     pairwise.annotate(store, annotator, pairwise.by_scores(gold), chosen=lambda r: record_id(r) in firsts)
     games = [g._replace(a=names[g.a], b=names[g.b]) for g in arena.games_of(store, [annotator])]
-    result = arena.arena(games, "sft", seed=p.x.seed)
+    result = arena.arena(games, next(iter(runs)), seed=p.x.seed)
     print(arena.table(result))
     try:
-        arena_plot.standings(result, storage.make_dir(p.root / "report") / f"elo_{k}.png")
+        arena_plot.standings(result, storage.make_dir(p.root / "report") / f"{picture}.png")
     except UserError as error:  # without matplotlib there are numbers without a picture
         print(error)
     return result.as_dict()

@@ -52,7 +52,8 @@ def plot(found: dict[int, dict], k: int, path) -> None:
     save_figure(figure, path)
 
 
-def _numbers(page: Page, k: int, r: dict, reward: dict) -> None:
+def numbers(page: Page, k: int, r: dict, reward: dict) -> None:
+    """The figures of round k: r what its `evaluate` gave, reward the metrics of its reward model."""
     page.figures([
         (f"{r['gain']['value']:+.3f}", f"gold gained over sft [{r['gain']['low']:+.3f}, {r['gain']['high']:+.3f}]"),
         (f"{r['share']['kl']:.2f}", "nats of KL to sft"),
@@ -78,7 +79,7 @@ def page(p, k: int, found: dict[int, dict], done: dict) -> Page:
         f"model; gold is measured on {r['gain']['n']} held-out prompts that nothing was trained on.", soft=True
     )  # fmt: skip
     made.heading("Figures")
-    _numbers(made, k, r, learned)
+    numbers(made, k, r, learned)
     try:
         plot(found, k, root / "report" / f"round_{k}.png")
         made.image(root / "report" / f"round_{k}.png", "Gold gained over sqrt(KL), with 95% intervals.")

@@ -5,9 +5,10 @@ usage:
 
 Stages: curate, tokenize, pretrain, evaluate, sample, assist (fine-tuning on conversations), facts (what it says of
 people that no conversation was about), probe (what it knows, and conversations that say so), honest (fine-tuning on
-those), reprobe, tools, prompting, report. The same command again skips what is done and goes on where it stopped, in
-mid-training too. --only runs the stages named, whose forerunners must be done; --redo runs one again from scratch, and
-after it whatever depends on its outcome.
+those), reprobe, tools, prompting; a round of launch.rounds (demonstrate, sft, baseline, collect_1, reward_1, ppo_1,
+evaluate_1, report_1: rankings of its answers, a reward model, PPO), verify (rewards that are checked), arena, report.
+The same command again skips what is done and goes on where it stopped, in mid-training too. --only runs the stages
+named, whose forerunners must be done; --redo runs one again from scratch, and after it whatever depends on its outcome.
 
 Scales, all on a made-up world whose truth is known and on the text that every Python brings along (its documentation,
 docstrings and library source):
@@ -15,16 +16,17 @@ docstrings and library source):
   tiny    under an hour on 2 CPU cores: to see it learn
   small   a GPU
 Your own text beside the world: --set='text=Files(path=FILE_OR_FOLDER)'. Any other setting of the definition, which is
-in experiments/tour.py: --set=base.PATH, assistant.PATH and honest.PATH are those of launch.train.
+in experiments/tour.py: base.PATH, assistant.PATH, honest.PATH and verified.PATH are those of launch.train, and
+feedback.PATH those of launch.rounds.
 
 examples:
   python -m launch.tour --scale=smoke --workdir=runs/tour
   python -m launch.tour --scale=tiny --workdir=runs/tiny --set=seed=1
   python -m launch.tour --scale=smoke --workdir=runs/tour --redo=tools
 
-In the workdir: pretrain/, assistant/ and honest/ (run directories, for launch.chat, launch.sample and launch.eval),
-stages/ (what each stage found, as JSON), probe/, tools/, prompting/, report/index.html (the page, which needs no other
-file).
+In the workdir: pretrain/, assistant/, honest/, feedback/round_1/ppo and verified/ (run directories, for launch.chat,
+launch.sample and launch.eval), stages/ (what each stage found, as JSON), probe/, tools/, prompting/, feedback/ (as
+launch.rounds leaves it), report/index.html (the page, which needs no other file).
 Exit codes: 0 done; 42 stopped and saved, start the same command again; 2 bad input; 3 diverged.
 """
 
@@ -37,13 +39,15 @@ from jaxlm.run import exits, lineage, stages
 from jaxlm.run.load import load_run
 from jaxlm.run.stages import Stage
 from jaxlm.run.train import use_compilation_cache
-from launch import common, tour_assistant, tour_base, tour_page
+from launch import common, tour_assistant, tour_base, tour_feedback, tour_page
 
 SCALE = flags.DEFINE_enum("scale", "smoke", sorted(TOURS), "How large; see above.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder that holds everything of the tour.")
 SET = flags.DEFINE_multi_string("set", [], "path=value in the definition, after those of the scale; may be repeated.")
 ONLY = flags.DEFINE_multi_string("only", [], "Run this stage alone; may be repeated.")
 REDO = flags.DEFINE_multi_string("redo", [], "Run this stage again from scratch; may be repeated.")
+
+PARTS = ("base.", "assistant.", "honest.", "verified.", "feedback.sft.", "feedback.reward.", "feedback.ppo.")
 
 
 # ----------------------------------------------------------------------------------------------------------- the tour
@@ -97,6 +101,7 @@ def todo(t: Tour, base: Tour, root, command: str) -> list[Stage]:
         ),
         stage("tools", "with tools and without", lambda *_: tour_assistant.tools(t, load_run(honest), root / "tools")),
         stage("prompting", "more and fewer examples; all models side by side", prompting),
+        *tour_feedback.todo(t, base, root),
         stage("report", "writing the page", report),
     ]
 
@@ -105,7 +110,7 @@ def tour(workdir, scale: str, sets: list[str], only: list[str], redo: list[str])
     """Runs the stages in `workdir`; returns their records. Raises `exits.Stopped` when training was stopped."""
     root = storage.path(workdir)
     t, base = definition(scale, sets, str(root))
-    lineage.check_same_experiment(root, t, parts=("base.", "assistant.", "honest."))
+    lineage.check_same_experiment(root, t, parts=PARTS)
     storage.make_dir(root)
     storage.write_json(root / "config.json", {"schema_version": config.SCHEMA_VERSION} | config.to_dict(t))
     use_compilation_cache()

@@ -3,6 +3,7 @@
 from jaxlm import storage
 from jaxlm.run.report import Page
 from launch import tour_page_assistant as assistant
+from launch import tour_page_feedback as feedback
 
 SHOWN = 5  # examples of what a curation step removed
 
@@ -22,6 +23,9 @@ def page(workdir, command: str, done: dict[str, dict]) -> Page:
     assistant.knowledge(out, results, root)
     assistant.tools(out, results["tools"])
     assistant.prompting(out, results["prompting"], root)
+    feedback.rankings(out, results, root)
+    feedback.checked(out, results["verify"], root)
+    feedback.arena(out, results["arena"], root)
     _again(out, command, root, done)
     return out
 

@@ -20,7 +20,7 @@ from jaxlm.feedback import preferences
 from jaxlm.feedback.store import Store
 from jaxlm.run import exits, stages
 from jaxlm.sample import engine
-from launch import rounds
+from launch import rounds, rounds_stages
 from tests import tiny_run
 from tests.sample.scripted import AUTOMATON, automaton, say
 
@@ -107,8 +107,8 @@ def test_stopped_at_every_boundary_it_comes_out_the_same(done):
 
 def test_the_same_command_does_nothing_again(done, parent, capsys, monkeypatch):
     (whole, records), _, sets = done
-    monkeypatch.setattr(rounds.rl, "run", None)
-    monkeypatch.setattr(rounds.rounds, "respond", None)
+    monkeypatch.setattr(rounds_stages.rl, "run", None)
+    monkeypatch.setattr(rounds_stages.rounds, "respond", None)
     assert rounds.run(whole, parent, "smoke", 1, sets) == records
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(STAGES) and all("skipped" in line for line in lines)
@@ -156,12 +156,12 @@ def test_each_round_reads_what_it_should():
 def test_a_judge_may_rank_in_the_scorers_place(done, parent):
     (whole, _), *_ = done
     x = dataclasses.replace(SCALES["smoke"](), judge=parent)
-    annotator, rank = rounds._ranker(rounds.Place(x, x, whole, parent))
+    annotator, rank = rounds_stages._ranker(rounds_stages.Place(x, x, whole, parent))
     with Store(whole / "feedback.db") as store:
         id, prompt = min(store.prompts().items(), key=lambda found: len(repr(found)))  # it must fit, with two answers
         (ranked,) = rank([prompt], [list(store.responses(id).values())[:3]])
     assert annotator == f"judge {parent}@7" and len(ranked.details["wins"]) == 3 == len(ranked.details["pairs"])
-    assert rounds._ranker(rounds.Place(SCALES["smoke"](), x, whole, parent))[0] == "gold"
+    assert rounds_stages._ranker(rounds_stages.Place(SCALES["smoke"](), x, whole, parent))[0] == "gold"
 
 
 def test_mistakes_are_one_clear_line(tmp_path, parent):

@@ -16,7 +16,8 @@ from tests import tiny_run
 
 STAGES = (
     "curate", "tokenize", "pretrain", "evaluate", "sample", "assist", "facts", "probe", "honest", "reprobe", "tools",
-    "prompting", "report",
+    "prompting", "demonstrate", "sft", "baseline", "collect_1", "reward_1", "ppo_1", "evaluate_1", "report_1", "verify",
+    "arena", "report",
 )  # fmt: skip
 SETS = [
     "base.data.tokenizer=Bytes()",
@@ -41,9 +42,19 @@ SETS = [
     "probed=4",
     "samples=2",
     "shots=4",
+    *("feedback.demonstrations=40", "feedback.prompts=8", "feedback.responses=4", "feedback.pool=40"),
+    *("feedback.heldout=6", "feedback.best_of=4", "feedback.samples=2", "feedback.max_tokens=16"),
+    *("feedback.reward.data.context=640", "feedback.reward.data.valid_fraction=0.3"),
+    *("feedback.ppo.objective.minibatches=1", "feedback.ppo.objective.heldout_prompts=2"),
+    *("verified.objective.heldout_prompts=2", "verified.objective.max_tokens=16"),
+    *("feedback.ppo.objective.preflight=off", "verified.objective.preflight=off"),
 ]
 for part in ("base", "assistant", "honest"):
     SETS += [f"{part}.train.steps=3", f"{part}.train.batch_size=8", f"{part}.evaluation.batch_size=8"]
+for part in ("feedback.sft", "feedback.reward", "feedback.ppo", "verified"):
+    SETS += [f"{part}.train.steps=2", f"{part}.train.batch_size=8", f"{part}.evaluation.every=2"]
+for part in ("feedback.sft", "feedback.ppo", "verified"):
+    SETS.append(f"{part}.data.context=320")
 for part in ("assistant", "honest"):
     SETS += [f"{part}.data.context=320", f"{part}.data.sources.0.count=40"]
 
@@ -53,7 +64,10 @@ def done(tmp_path_factory):
     root = tmp_path_factory.mktemp("tour")
     lines = [json.dumps({"text": t}) for t in tiny_run.texts(60)]
     (root / "texts.jsonl").write_text("\n".join([*lines, lines[0], json.dumps({"text": "short"})]))
-    caches = [f"{part}.data.cache={root / 'cache'}" for part in ("base", "assistant", "honest")]
+    caches = [
+        f"{part}.data.cache={root / 'cache'}"
+        for part in ("base", "assistant", "honest", "feedback.sft", "feedback.reward")
+    ]
     sets = [*SETS, f"text=Files(path={root / 'texts.jsonl'})", *caches]
     with pytest.MonkeyPatch.context() as m:
         # Nearly all of the time is the compiler's: one shape instead of a dozen.
@@ -126,12 +140,26 @@ def test_tools_and_prompts_are_tried(done):
     assert len(prompting["side_by_side"]) == 8
 
 
+def test_it_learns_from_rankings_and_from_checked_answers(done):
+    workdir, _, records = done
+    results = {n: r["result"] for n, r in records.items()}
+    assert results["evaluate_1"]["gain"]["n"] == 6 and results["collect_1"]["rankings"] > 0
+    told = results["verify"]["told"]
+    assert {"pass@1", "greedy", "length"} <= set(told["before"]) == set(told["after"])
+    # Both learn from the model that the page calls the one that knows its limits.
+    for run in ("feedback/sft", "verified"):
+        assert load_run(workdir / run).experiment.parent == str(workdir / "honest")
+    names = [s["name"] for s in results["arena"]["standings"]]
+    assert sorted(names) == sorted(["assistant", "that knows its limits", "many hands", "PPO", "checked rewards"])
+
+
 def test_the_page_shows_it_and_needs_no_other_file(done):
     workdir, _, records = done
     text = (workdir / "report" / "index.html").read_text()
     for heading in (
         *("The text", "Its tokens", "The training", "What it has learned", "What it writes", "From text to answers"),
         *("Knowing what it knows", "With the book open", "Tools", "Examples in the prompt", "Side by side"),
+        *("Learning from rankings", "Learning from checked answers", "Arena"),
         "Again, and",
     ):
         assert f">{heading}" in text

@@ -1,0 +1,185 @@
+"""The stages of launch.rounds: demonstrations, rankings, reward model, PPO, what came of it. Also those of the tour."""
+
+import dataclasses
+import itertools
+import json
+import math
+
+from experiments.rounds import Rounds, demonstrated, of_round
+from jaxlm import storage
+from jaxlm.config import UserError
+from jaxlm.data import preference_sources
+from jaxlm.data.messages import to_messages
+from jaxlm.data.world.manners import demonstration, errands
+from jaxlm.feedback import pairwise, preferences
+from jaxlm.feedback.collect import read_prompts
+from jaxlm.feedback.gold import gold
+from jaxlm.feedback.lessons import Lesson, write_lessons
+from jaxlm.feedback.records import Response, record_id, to_line
+from jaxlm.feedback.store import Store
+from jaxlm.run import checkpoint, exits, manifest, reward, rl, rounds, world_tasks
+from jaxlm.run.experiment import Experiment
+from jaxlm.run.load import load_experiment, load_run
+from jaxlm.run.log import read_metrics
+from jaxlm.run.policy import policy_of
+from jaxlm.run.stages import Stage
+from jaxlm.sample.engine import Sampling
+from launch import common, rounds_evaluation, rounds_page
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where everything of a definition is."""
+
+    x: Rounds
+    own: Rounds  # as its scale ships
+    root: object  # a path
+    parent: str
+
+    def policy(self, k: int) -> str:
+        """The workdir of round k's policy."""
+        if k:
+            return str(self.root / f"round_{k}" / "ppo")
+        return self.parent if self.x.sft is None else str(self.root / "sft")
+
+    def tools(self):
+        return common.tools(self.x.tools, None, self.root) if self.x.tools else None
+
+
+# ---------------------------------------------------------------------------------------------------------- trainings
+def training(e: Experiment, own: Experiment, workdir, anew: bool) -> dict:
+    """Trains, or goes on training, in `workdir`; `own` is what the definition is compared with."""
+    if anew and workdir.exists():
+        aside = next(p for n in itertools.count(1) if not (p := workdir.parent / f"{workdir.name}-{n}").exists())
+        workdir.rename(aside)
+        print(f"the former run stands in {aside}")
+    if rl.run(e, workdir, own) != exits.EXIT_DONE:
+        raise exits.Stopped
+    step = checkpoint.newest(workdir)
+    last = {k: v for r in read_metrics(workdir) for k, v in r.items() if k.startswith(("train/", "eval/"))}
+    identity = manifest.read(workdir / "checkpoints" / str(step))["sha256"]
+    timed = ("second", "utilization")  # what says nothing of the model; and bins without a pair have no accuracy
+    last = {k: v for k, v in last.items() if math.isfinite(v) and not any(t in k for t in timed)}
+    return {"identity": identity, "steps": step, "last": last}
+
+
+def demonstrate(p: Place) -> dict:
+    """Writes demonstrations.jsonl, prompts.jsonl and heldout.jsonl."""
+    talk, mix, tools = world_tasks.find_world(load_experiment(p.parent)), p.x.mix, p.x.tools
+    made = (demonstration(talk, mix, tools, i) for i in range(p.x.demonstrations))
+    lessons = (
+        Lesson(rounds.shown(e.prompt, reply), {"made_by": "many hands", "kind": e.metadata["kind"]})
+        for e, reply in made
+    )
+    write_lessons(p.root / "demonstrations.jsonl", lessons)
+    counts = {}
+    for name, split, count in (("prompts", "train", p.x.pool), ("heldout", "heldout", p.x.heldout)):
+        found = list(errands(talk, mix, tools, split, count))
+        lines = [json.dumps({"messages": to_messages(e.prompt), **e.metadata}) + "\n" for e in found]
+        storage.write_text(p.root / f"{name}.jsonl", "".join(lines))
+        counts[name] = len(found)
+    files = [storage.sha256_file(p.root / f"{n}.jsonl") for n in ("demonstrations", "prompts", "heldout")]
+    parent = manifest.read(storage.path(p.parent) / "checkpoints" / str(checkpoint.newest(p.parent)))["sha256"]
+    return {"identity": [parent, *files]} | counts
+
+
+# ------------------------------------------------------------------------------------------------------- the rankings
+def _ranker(p: Place) -> tuple[str, pairwise.Ranker]:
+    """(annotator, how it ranks)"""
+    if p.x.judge is None:
+        return "gold", pairwise.by_scores(gold)
+    run = load_run(p.x.judge)
+    scores = pairwise.scores_of(run.model, run.params, run.tokenizer, run.experiment.data.context)
+    return f"judge {policy_of(run).name}", pairwise.by_wins(pairwise.by_probability(scores))
+
+
+def _exported(store: Store, annotator: str, wanted: set[str]) -> list:
+    """The annotator's rankings of responses that are all wanted, with all that they are about."""
+    responses = {i: r for i, r in store.records(Response) if i in wanted}
+    rankings = [r for r in preferences.latest_rankings(store, [annotator]) if responses.keys() >= set(r.shown)]
+    about = {r.prompt for r in rankings}
+    prompts = [r for i, r in store.prompts().items() if i in about]
+    return [*prompts, *(r for r in responses.values() if r.prompt in about), *rankings]
+
+
+def collecting(p: Place, k: int, done: dict) -> dict:
+    """Samples and ranks round k's responses; exports those of all rounds so far to a file that no longer changes."""
+    every = read_prompts(p.root / "prompts.jsonl")
+    chosen = every[(k - 1) * p.x.prompts : k * p.x.prompts]
+    if len(chosen) < p.x.prompts:
+        raise UserError(f"round {k} needs {k * p.x.prompts} prompts, and there are {len(every)}: raise pool")
+    run, (annotator, rank) = load_run(p.policy(k - 1)), _ranker(p)
+    sampling = Sampling(max_tokens=p.x.max_tokens, seed=p.x.seed)
+    with Store(p.root / "feedback.db") as store:
+        found = rounds.respond(store, run, chosen, p.x.responses, sampling, p.tools())
+        ids = [record_id(r) for responses in found for r in responses]
+        mine = set(ids)
+        ranked = pairwise.annotate(
+            store, annotator, rank, [record_id(q) for q in chosen], lambda r: record_id(r) in mine
+        )  # fmt: skip
+        before = [i for n in range(1, k) for i in done[f"collect_{n}"]["result"]["responses"]]
+        records = _exported(store, annotator, mine | set(before))
+    file = p.root / f"round_{k}" / "feedback.jsonl"
+    storage.make_dir(file.parent)
+    storage.write_text(file, "".join(to_line(r) + "\n" for r in records))
+    items = preferences.load(file)
+    print(
+        f"{annotator}: {len(items)} rankings of {len(before) + len(ids)} responses, {ranked.unranked} prompts without"
+    )
+    told = {"rankings": len(items), "pairs": sum(len(i.pairs) for i in items), "annotator": annotator}
+    return {"identity": preference_sources.fingerprint(items), "responses": ids} | told
+
+
+def rewarding(p: Place, k: int, e: Experiment, own: Experiment, anew: bool) -> dict:
+    """Trains round k's reward model and puts it on a scale: mean 0, deviation 1 over responses of round 0's policy to
+    prompts that it has not fitted."""
+    folder, source = p.root / f"round_{k}" / "reward", preferences.load(p.root / "round_1" / "feedback.jsonl")
+    found = training(e, own, folder, anew)
+    _, unfitted = preference_sources.split(e.data.sources[0], source, e.data.valid_fraction)
+    pairs = [(i.prompt, rounds.completion(a)) for i in unfitted for a in i.answers]
+    scale = reward.set_scale(folder, *zip(*pairs), load_run(p.policy(0)).tokenizer.hash)
+    last = found["last"]
+    print(
+        f"held-out accuracy {last['eval/all/accuracy']:.3f}, calibration error {last['eval/all/calibration_error']:.3f}"
+    )
+    return found | {"identity": [found["identity"], scale.gain, scale.bias], "scale": dataclasses.asdict(scale)}
+
+
+# ----------------------------------------------------------------------------------------------------------- the rounds
+def todo(p: Place, count: int) -> list[Stage]:
+    """The stages of so many rounds."""
+    root, first = str(p.root), p.policy(0)
+    found = [Stage("demonstrate", "errands, and demonstrations by many hands", lambda *_: demonstrate(p))]
+    if p.x.sft is not None:
+        pair = [demonstrated(x, root, p.parent) if x.sft is not None else p.x.sft for x in (p.x, p.own)]
+        steps = p.x.sft.train.steps
+        found.append(Stage("sft", f"{steps} steps", lambda _, anew: training(*pair, p.root / "sft", anew)))
+    found.append(
+        Stage("baseline", "responses of round 0 to held-out prompts", lambda *_: rounds_evaluation.baseline(p))
+    )
+    for k in range(1, count + 1):
+        found += _round(p, k, root, first)
+    return found
+
+
+def _round(p: Place, k: int, root: str, first: str) -> list[Stage]:
+    ours, own = (of_round(x, k, root, first, p.policy(k - 1)) for x in (p.x, p.own))
+
+    def report(done, anew):
+        return rounds_page.write(p, k, done)
+
+    return [
+        Stage(f"collect_{k}", "sampling and ranking", lambda done, _: collecting(p, k, done)),
+        Stage(
+            f"reward_{k}",
+            f"reward model, {ours[0].train.steps} steps",
+            lambda _, anew: rewarding(p, k, ours[0], own[0], anew),
+        ),
+        Stage(
+            f"ppo_{k}",
+            f"PPO, {ours[1].train.steps} rollouts",
+            lambda _, anew: training(ours[1], own[1], p.root / f"round_{k}" / "ppo", anew),
+        ),
+        Stage(f"evaluate_{k}", "held-out prompts", lambda *_: rounds_evaluation.evaluate(p, k)),
+        Stage(f"report_{k}", "writing the page", report),
+    ]

@@ -1,0 +1,53 @@
+"""The stages of the tour that learn from feedback: rankings, a reward model, PPO, checked rewards, an arena."""
+
+from experiments.tour import Tour
+from jaxlm.feedback.store import Store
+from jaxlm.run.load import load_run
+from jaxlm.run.log import read_metrics
+from jaxlm.run.stages import Stage
+from launch import rounds_evaluation, rounds_stages
+from launch.rounds_stages import Place
+
+TOLD = ("pass@1", "pass@", "majority@", "greedy", "length")  # of a policy before and after, by how its metric begins
+
+
+def place(t: Tour, own: Tour, root) -> Place:
+    """Where the round of rankings stands; it begins with the assistant that knows its limits."""
+    return Place(t.feedback, own.feedback, root / "feedback", str(root / "honest"))
+
+
+def todo(t: Tour, own: Tour, root) -> list[Stage]:
+    """One round as launch.rounds runs it, reinforcement learning on checked rewards, and who wins against whom."""
+    p, verified = place(t, own, root), root / "verified"
+    steps = t.verified.train.steps
+    return [
+        *rounds_stages.todo(p, 1),
+        Stage("verify", f"checked rewards, {steps} rollouts", lambda _, anew: verify(t, own, verified, anew)),
+        Stage("arena", "all policies against each other", lambda *_: arena(p, root)),
+    ]
+
+
+def verify(t: Tour, own: Tour, workdir, anew: bool) -> dict:
+    """Trains; what held-out problems say before and after."""
+    found = rounds_stages.training(t.verified, own.verified, workdir, anew)
+    evaluated = [r for r in read_metrics(workdir) if "eval/pass@1" in r]
+    told = {
+        when: {k.removeprefix("eval/"): v for k, v in r.items() if k.removeprefix("eval/").startswith(TOLD)}
+        for when, r in (("before", evaluated[0]), ("after", evaluated[-1]))
+    }
+    print("; ".join(f"{k} {told['before'][k]:.3f} -> {v:.3f}" for k, v in told["after"].items()))
+    return found | {"told": told, "problems": t.verified.objective.heldout_prompts}
+
+
+def arena(p: Place, root) -> dict:
+    """Elo by the gold of one response of each to the same held-out errands."""
+    folders = {
+        "assistant": root / "assistant",
+        "that knows its limits": root / "honest",
+        "many hands": p.policy(0),
+        "PPO": p.policy(1),
+        "checked rewards": root / "verified",
+    }
+    runs = {name: load_run(folder) for name, folder in folders.items()}
+    with Store(p.root / "evaluation.db") as store:
+        return rounds_evaluation.standings(p, runs, store, "gold, tour", "arena")
