@@ -486,6 +486,32 @@ def test_told_facts_may_fail_to_come_to_mind():
         assert refused == [not r.parts[0].text.endswith(".") for r in replies]
 
 
+@pytest.mark.parametrize("kind", ["reading", "search"])
+def test_texts_may_tell_what_is_not_so(kind):
+    """And the reply says what the text says."""
+    shares = dict.fromkeys(("facts", "reading", "search", "problems", "identity", "system"), 0.0) | {kind: 1.0}
+    t, true = world_tables(SMALL), {}
+    for invented in (0.0, 0.5, 1.0):
+        cfg = WorldConversations(world=SMALL, invented=invented, tools=("search",), turns=1, **shares)
+        right = []
+        for i in range(100):
+            asked, reply = conversation(cfg, "train", i).messages[-2:]
+            shown = asked.text if kind == "reading" else next(p.text for p in reply.parts if p.kind == "tool_result")
+            assert reply.text in shown
+            truths = [w for w in people_of(SMALL) if w.name in asked.text]
+            right.append(any(reply.text in w.facts.values() for w in truths))
+        true[invented] = sum(right) / len(right)
+    assert true[0.0] == 1.0 and true[1.0] < 0.2 and abs(true[0.5] - 0.5) < 0.2
+    assert t.people.values > 5  # else somebody's value is often the same
+
+
+def test_what_is_invented_no_tool_is_asked_for():
+    shares = {"facts": 0.0, "search": 1.0, "problems": 0.0, "reading": 0.0, "identity": 0.0, "system": 0.0}
+    cfg = WorldConversations(world=SMALL, invented=1.0, tools=("search",), turns=1, **shares)
+    for i in range(5):
+        conversation(cfg, "train", i, call=lambda tool, argument: pytest.fail("called"))
+
+
 def test_recollections_are_structure():
     """Thoughts come back as thoughts, and the model itself is trained to write them."""
     tokenizer, cfg = BytesTokenizer(), dataclasses.replace(ALL_TOOLS, turns=2)

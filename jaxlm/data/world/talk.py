@@ -21,7 +21,7 @@ from jaxlm.data.world.biographies import passage, statement
 from jaxlm.data.world.corpus import VERSION, World, problem, world_tables
 from jaxlm.data.world.draws import Draws
 from jaxlm.data.world.identity import Assistant, identity_question, system_question
-from jaxlm.data.world.people import Attribute, Person, Split, Tables, person
+from jaxlm.data.world.people import Attribute, Person, Split, Tables, everybody, person
 from jaxlm.data.world.questions import EVERYBODY, Question, fact_question, persons
 
 Work = Literal["think", "text", "none"]
@@ -50,6 +50,7 @@ class WorldConversations:
     system: float = 0.5
     part: tuple[float, float] = EVERYBODY  # of the training persons, who are spoken of: a probe needs others
     recollect: bool = True  # a fact is first recalled in a thought, as pretraining told it: see `recollection`
+    invented: float = 0.0  # share of texts at hand and of search results that tell another value: to be read, not known
     forget: float = 0.0  # share of told facts that do not come to mind, at random: how to say it, not yet when
     turns: int = 3  # at most so many questions in one conversation
     work: Work = "think"  # where the steps of a solution by hand go
@@ -143,9 +144,11 @@ def found(t: Tables, who: Person, question: Question, call: Call | None = None, 
     return _called("search", query(who, question.attribute), result, question.answer, call, *thought)
 
 
-def open_book(t: Tables, question: Question, told: tuple[Attribute, ...] | None = None) -> Question:
-    """A question about a fact with a text before it that tells these facts of the person; unset: all of them."""
-    text = f"{passage(t, person(t, question.person), told)}\n\n{question.text}"
+def open_book(
+    t: Tables, question: Question, told: tuple[Attribute, ...] | None = None, who: Person | None = None
+) -> Question:
+    """A question about a fact with a text before it that tells these facts of the person; unset: all of them, true."""
+    text = f"{passage(t, who or person(t, question.person), told)}\n\n{question.text}"
     return dataclasses.replace(question, text=text, id=f"{question.id}/open")
 
 
@@ -154,8 +157,10 @@ def _check(cfg: WorldConversations) -> None:
     shares = _shares(cfg).values()
     if min(shares) < 0 or max(shares) <= 0:
         raise UserError("the shares of a WorldConversations must be at least 0, and some of them above 0")
-    if cfg.turns < 1 or cfg.count < 0 or not (0 <= cfg.tool_share <= 1 and 0 <= cfg.forget <= 1):
-        raise UserError(f"turns must be at least 1, count at least 0, tool_share and forget from 0 to 1: {cfg.name}")
+    if cfg.turns < 1 or cfg.count < 0 or not all(0 <= x <= 1 for x in (cfg.tool_share, cfg.invented, cfg.forget)):
+        raise UserError(
+            f"turns must be at least 1, count at least 0, tool_share, invented and forget from 0 to 1: {cfg.name}"
+        )
     if not 0 <= cfg.part[0] < cfg.part[1] <= 1:
         raise UserError(f"part must be two shares from 0 to 1, the lower first: {cfg.name} has {cfg.part}")
     if cfg.search and "search" not in cfg.tools:
@@ -225,6 +230,17 @@ def conversation(cfg: WorldConversations, split: Split, index: int, call: Call |
     return Conversation(tuple(messages), cfg.name, f"{split}/{index}")
 
 
+def _elsewhere(cfg: WorldConversations, t: Tables, d: Draws, who: Person, attribute: Attribute) -> Person:
+    """The person, or for a share `invented` the same person with somebody's value of the attribute.
+
+    A value that memory does not hold can only be copied (entity substitution: Longpre et al. 2021, arXiv 2109.05052).
+    """
+    if not cfg.invented or not d.chance(cfg.invented):
+        return who
+    value = person(t, d.below(everybody(t.people))).facts[attribute]
+    return dataclasses.replace(who, facts=who.facts | {attribute: value})
+
+
 def _problem(cfg: WorldConversations, d: Draws, split: Split, tools: tuple) -> Problem:
     """A problem; where no tools are offered one that needs none, since work beyond its reach teaches to make it up."""
     for _ in range(200):
@@ -252,13 +268,17 @@ def _exchange(
         # From one fact up: to find a value among many is not learned before it is learned to copy one.
         asked, *others = d.shuffled(t.people.attributes)
         told = d.shuffled([asked, *others[: d.below(len(t.people.attributes))]])
-        question = open_book(t, fact_question(who, asked, d.below(2**32)), tuple(told))
+        who = _elsewhere(cfg, t, d, who, asked)
+        question = open_book(t, fact_question(who, asked, d.below(2**32)), tuple(told), who)
     else:
         who, question = _fact(t, d, split, cfg.part, told=kind == "facts")
     forgotten = kind == "facts" and cfg.forget > 0 and d.chance(cfg.forget)
     if kind in ("facts", "reading") and not forgotten:
         reply = recalled(t, who, question, cfg.recollect)
     elif kind == "search":
+        there = _elsewhere(cfg, t, d, who, question.attribute)
+        if there is not who:  # no tool finds it
+            who, question, call = there, dataclasses.replace(question, answer=there.facts[question.attribute]), None
         reply = found(t, who, question, call, cfg.recollect)
     else:
         thought = (recollection(t, who, question.attribute),) if cfg.recollect else ()
