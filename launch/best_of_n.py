@@ -33,6 +33,7 @@ from jaxlm.run import best_of_n, reward, rounds
 from jaxlm.run.load import Run, load_run
 from jaxlm.run.train import use_compilation_cache
 from jaxlm.sample.engine import Sampling
+from jaxlm.tools import NAMES, by_name
 from launch import common
 
 VERIFIERS = {f.__name__: f for f in (verifiers.exact, verifiers.text, verifiers.numeric, verifiers.gsm8k)}
@@ -47,7 +48,7 @@ VERIFIER = flags.DEFINE_string("verifier", None, f"How an answer is compared wit
 SCORER = flags.DEFINE_string("scorer", None, "module:function of a reward function.")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of the samples.")
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", 128, "End an answer after this many tokens.", lower_bound=1)
-TOOLS = flags.DEFINE_list("tools", [], f"That may be called: {', '.join(common.TOOLS[:2])}.")
+TOOLS = flags.DEFINE_list("tools", [], f"That may be called: {', '.join(NAMES[:2])}.")
 SYSTEM = flags.DEFINE_string("system", None, "System message of prompts that have none.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the samples, and of the choice among ties.", lower_bound=0)
 
@@ -72,7 +73,7 @@ def main() -> int:
     use_compilation_cache()
     run, prompts = load_run(WORKDIR.value, STEP.value), read_prompts(PROMPTS.value, SYSTEM.value)
     score, out = scorer(run), storage.make_dir(OUT.value)
-    tools = common.tools(TOOLS.value, None, out) if TOOLS.value else None
+    tools = by_name(TOOLS.value, None, out) if TOOLS.value else None
     sampling = Sampling(temperature=TEMPERATURE.value, max_tokens=MAX_TOKENS.value, seed=SEED.value)
     with Store(out / "samples.db") as store:
         found = rounds.respond(store, run, prompts, N.value, sampling, tools)

@@ -44,13 +44,13 @@ from jaxlm.sample import alternatives
 from jaxlm.sample.chat import fitted, reply
 from jaxlm.sample.engine import Sampling
 from jaxlm.sample.transcript import Printer
-from jaxlm.tools import Tool
+from jaxlm.tools import NAMES, Tool, by_name
 from launch import common
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run that was fine-tuned on conversations.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; the newest good one when not given.", lower_bound=0)
 SYSTEM = flags.DEFINE_string("system", None, "System message.")
-TOOLS = flags.DEFINE_list("tools", [], f"What the model may call: {', '.join(common.TOOLS)}.")
+TOOLS = flags.DEFINE_list("tools", [], f"What the model may call: {', '.join(NAMES)}.")
 INDEX = flags.DEFINE_string("index", None, "For search: a folder of texts, or an index made of one.")
 TEMPERATURE = flags.DEFINE_float("temperature", 0.8, "Above 0; 0 is greedy.")
 TOP_K = flags.DEFINE_integer("top_k", 0, "Keep the K likeliest tokens; 0 keeps all.")
@@ -214,7 +214,7 @@ def main() -> int:
     if WORKDIR.value is None:
         raise UserError("--workdir=DIR is missing: the folder of a run that was fine-tuned on conversations")
     with tempfile.TemporaryDirectory() as scratch:
-        tools = common.tools(TOOLS.value, INDEX.value, scratch)
+        tools = by_name(TOOLS.value, INDEX.value, scratch)
         use_compilation_cache()
         run = load_run(WORKDIR.value, STEP.value)
         prompt_ids(Conversation((Message("user", ""),)), run.tokenizer)  # says so if it cannot render conversations

@@ -2,17 +2,13 @@
 
 import contextlib
 import os
-import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from absl import app, flags, logging
 
-from jaxlm.config import UserError, nearest
+from jaxlm.config import UserError
 from jaxlm.run import exits
-from jaxlm.tools import Tool, build_index, calculator_tool, python_tool, registry, search_tool
-
-TOOLS = ("calculator", "python", "search")
 
 
 def run(main) -> None:
@@ -77,25 +73,3 @@ def typed(interactive: bool, on_interrupt: str | None = None) -> Iterator[str]:
         except EOFError:
             print()
             return
-
-
-def tools(names: Sequence[str], index: str | os.PathLike | None, scratch: str | os.PathLike) -> dict[str, Tool]:
-    """Tools by name, in the order given.
-
-    index: for search, which shows the best passage: a folder of texts, whose index goes into the folder `scratch`, or
-    an index already made. Raises `UserError` for an unknown name, a missing index, and where python cannot be isolated.
-    """
-    made = []
-    for name in names:
-        if name not in TOOLS:
-            raise UserError(f"--tools: unknown tool {name!r}; {nearest(name, TOOLS)}")
-        if name == "search":
-            if index is None:
-                raise UserError("--tools=search needs --index=FOLDER: the texts to search")
-            if pathlib.Path(index).is_dir():
-                build_index(index, pathlib.Path(scratch) / "index.db")
-                index = pathlib.Path(scratch) / "index.db"
-            made.append(search_tool(index, k=1))
-        else:
-            made.append(calculator_tool() if name == "calculator" else python_tool())
-    return registry(made)

@@ -40,6 +40,7 @@ from jaxlm.run import evals, tasks, world_tasks
 from jaxlm.run.experiment import prepared
 from jaxlm.run.load import Run, load_experiment, load_run
 from jaxlm.run.train import use_compilation_cache
+from jaxlm.tools import NAMES, by_name
 from launch import common
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run that launch.train or launch.import_hf has written.")
@@ -47,7 +48,7 @@ STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; the newest good on
 SUITE = flags.DEFINE_string("suite", None, "Name of the suite; --list shows them.")
 LIMIT = flags.DEFINE_integer("limit", None, "At most this many items a task (rows a source); all when not given.", 1)
 SEED = flags.DEFINE_integer("seed", 0, "Of the choice of items and wrong answers.", lower_bound=0)
-TOOLS = flags.DEFINE_list("tools", [], f"Offered in the suites of the world: {', '.join(common.TOOLS)}.")
+TOOLS = flags.DEFINE_list("tools", [], f"Offered in the suites of the world: {', '.join(NAMES)}.")
 WORLD = flags.DEFINE_string("world", None, "Workdir of the run whose world is asked about; the run's own by default.")
 JSON = flags.DEFINE_bool("json", False, "Print the results as one JSON object instead of a table.")
 LIST = flags.DEFINE_bool("list", False, "List the suites and their tasks, and exit.")
@@ -61,7 +62,7 @@ def ask_the_world(run: Run, out) -> dict:
             folder.mkdir()
             for name, text in index_files(talk.world):
                 (folder / name).write_text(text, encoding="utf-8")
-        tools = common.tools(TOOLS.value, folder, scratch)
+        tools = by_name(TOOLS.value, folder, scratch)
         return world_tasks.run_suite(run, SUITE.value, talk, out, SEED.value, LIMIT.value, tools or None)
 
 

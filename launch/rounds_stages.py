@@ -24,7 +24,8 @@ from jaxlm.run.log import read_metrics
 from jaxlm.run.policy import policy_of
 from jaxlm.run.stages import Stage
 from jaxlm.sample.engine import Sampling
-from launch import common, rounds_evaluation, rounds_page
+from jaxlm.tools import by_name
+from launch import rounds_evaluation, rounds_page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Place:
         return self.parent if self.x.sft is None else str(self.root / "sft")
 
     def tools(self):
-        return common.tools(self.x.tools, None, self.root) if self.x.tools else None
+        return by_name(self.x.tools, None, self.root) if self.x.tools else None
 
 
 # ---------------------------------------------------------------------------------------------------------- trainings

@@ -32,13 +32,14 @@ from jaxlm.feedback.preferences import Kept, read_hh
 from jaxlm.run import safety, world_tasks
 from jaxlm.run.load import load_experiment, load_run
 from jaxlm.run.train import use_compilation_cache
+from jaxlm.tools import NAMES
 from launch import common
 
 WORKDIR = flags.DEFINE_multi_string("workdir", [], "Folder of a run; given once for each that is compared.")
 REWARD = flags.DEFINE_multi_string("reward", [], "Folder of a reward model's run; may be repeated.")
 HH = flags.DEFINE_string("hh", None, "File of pairs as Anthropic's HH has them, JSON lines, also .gz.")
 WORLD = flags.DEFINE_string("world", None, "Workdir of the run whose world is asked about; the first by default.")
-TOOLS = flags.DEFINE_list("tools", [], f"Named in the system message: {', '.join(common.TOOLS)}.")
+TOOLS = flags.DEFINE_list("tools", [], f"Named in the system message: {', '.join(NAMES)}.")
 LIMIT = flags.DEFINE_integer("limit", None, "At most this many requests of each kind, or pairs; all when not given.", 1)
 SEED = flags.DEFINE_integer("seed", 0, "Of the choice of requests.", lower_bound=0)
 OUT = flags.DEFINE_string("out", None, "Folder for results, table and plot.")

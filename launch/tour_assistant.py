@@ -18,8 +18,7 @@ from jaxlm.run import probe_plots, side_by_side, world_tasks
 from jaxlm.run.ask import Asked, too_long
 from jaxlm.run.load import Run
 from jaxlm.sample.chat import reply
-from jaxlm.tools import Counters, IsolationError, Tool
-from launch import common
+from jaxlm.tools import Counters, IsolationError, Tool, by_name
 
 SHOWN = 4  # transcripts of each kind on the page
 
@@ -190,10 +189,10 @@ def _registry(t: Tour, out) -> dict[str, Tool]:
         storage.write_text(folder / name, text)
     names = _talk(t).tools
     try:
-        return common.tools(names, folder, out)
+        return by_name(names, folder, out)
     except IsolationError as error:
         print(f"without the tool python: {error}", file=sys.stderr)
-        return common.tools([n for n in names if n != "python"], folder, out)
+        return by_name([n for n in names if n != "python"], folder, out)
 
 
 def tools(t: Tour, run: Run, out) -> dict:

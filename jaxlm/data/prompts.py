@@ -10,6 +10,7 @@ A task is a config node with functions of its module:
 import dataclasses
 import functools
 import json
+import pathlib
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from jaxlm.data.tasks.prompt import Prompt, Split
 from jaxlm.data.tasks.walks import Walks
 from jaxlm.data.tasks.world import WorldTask
 from jaxlm.data.tokenizer import Bytes, Saved, Tokenizer
-from jaxlm.data.world.talk import Tool, tools_message
+from jaxlm.data.world.talk import Tool, index_files, tools_message
 from jaxlm.feedback import verifiers
 from jaxlm.feedback.scoring import Reward, each
 
@@ -43,6 +44,7 @@ class Prompts:
     tokenizer: Bytes | Saved | None = None  # unset: the parent's
     context: int = 256  # most tokens of prompt and reply together, and of a row that they are packed in
     tools: tuple[Tool, ...] = ()
+    index: str | None = None  # for search: a folder of texts, or an index of one; unset, what the task's world has
 
 
 @functools.lru_cache(maxsize=4)
@@ -75,6 +77,19 @@ def _offered(cfg: Prompts, prompt: Prompt) -> Prompt:
     return dataclasses.replace(prompt, asked=Conversation((offer, *prompt.asked.messages)))
 
 
+def texts_to_search(cfg: Prompts, scratch) -> str | None:
+    """The index of the tool search or a folder for it: `cfg.index`, or what no text of the task's world tells, which is
+    written below the folder `scratch`. None where nothing is searched."""
+    if "search" not in cfg.tools or cfg.index is not None:
+        return cfg.index
+    if not isinstance(cfg.task, WorldTask):
+        raise UserError("data.tools: search needs data.index, a folder of texts or an index of one")
+    folder = storage.make_dir(storage.path(scratch) / "texts")
+    for name, text in index_files(cfg.task.world):
+        storage.write_text(folder / name, text)
+    return str(folder)
+
+
 def reward_of(cfg: Prompts) -> Reward:
     """By which an answer is right: 1, 0, or between where a task knows more or less right."""
     match cfg.task:
@@ -101,13 +116,24 @@ def fingerprint(cfg: Prompts) -> str:
     task = config.to_dict(cfg.task)
     content = file.read(cfg.task)[1] if isinstance(cfg.task, PromptFile) else None
     task.pop("path", None)
-    return storage.sha256_text(json.dumps([VERSION, task, cfg.tools, content], sort_keys=True))
+    searched = [] if cfg.index is None else [_contents(pathlib.Path(cfg.index))]
+    return storage.sha256_text(json.dumps([VERSION, task, cfg.tools, content, *searched], sort_keys=True))
+
+
+def _contents(index: pathlib.Path) -> list:
+    """[(path, hash)] of what is searched. Raises `UserError` where there is nothing."""
+    if not index.exists():
+        raise UserError(f"data.index: no such folder or index: {index}")
+    files = sorted(p for p in index.rglob("*") if p.is_file()) if index.is_dir() else [index]
+    return [[str(p.relative_to(index)) if index.is_dir() else "", storage.sha256_file(p)] for p in files]
 
 
 def check(cfg: Prompts) -> None:
     """Raises `UserError` for a definition without a prompt, by making the first of each side."""
     if cfg.context < 2:
         raise UserError(f"data.context must be at least 2, got {cfg.context}")
+    if cfg.index is not None and "search" not in cfg.tools:
+        raise UserError("data.index is for the tool search, which data.tools does not offer")
     at(cfg, "train", 0, 0)
     if not heldout(cfg, 1):
         raise UserError("data.task has no held-out prompts")

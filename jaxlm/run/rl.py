@@ -30,7 +30,7 @@ from jaxlm.steps import learn, policy, rollout, state
 from jaxlm.steps.learn import Learner, RLState
 from jaxlm.steps.policy import Critic, Exclude, PolicyGradient
 from jaxlm.steps.rollout import Sample, Sampler
-from jaxlm.tools import Counters, calculator_tool, python_tool, registry
+from jaxlm.tools import Counters, by_name
 
 
 def check(e: Experiment, mesh) -> None:
@@ -39,13 +39,6 @@ def check(e: Experiment, mesh) -> None:
     objectives.validate(e)
     policy.validate(e.objective, e.train.batch_size)
     prompts.check(e.data)
-
-
-def _tools(names) -> dict | None:
-    makers = {"calculator": calculator_tool, "python": python_tool}
-    if missing := [n for n in names if n not in makers]:
-        raise UserError(f"data.tools: {missing[0]} is no tool of a rollout; {', '.join(makers)} are")
-    return registry([makers[n]() for n in names]) if names else None
 
 
 # ------------------------------------------------------------------------------------------------------- the models
@@ -170,9 +163,9 @@ class Rolled:
 class Trainer:
     """The step of a run: (state, number of the step) -> (state, metrics)."""
 
-    def __init__(self, e: Experiment, mesh, tokenizer, reference, critic_model, scoring: Scoring):
+    def __init__(self, e: Experiment, mesh, tokenizer, reference, critic_model, scoring: Scoring, tools=None):
         self.e, self.p, self.mesh, self.scoring = e, e.objective, mesh, scoring
-        self.reference, self.tools, self.counters = reference, _tools(e.data.tools), Counters()
+        self.reference, self.tools, self.counters = reference, tools, Counters()
         self.sampler = Sampler(
             e.model, tokenizer, e.data.context, self.p.max_tokens, self.tools, self.p.max_calls, self.p.slots, mesh
         )
@@ -315,7 +308,8 @@ def train_rl(e: Experiment, workdir, base: Experiment | None = None) -> int:
             raise UserError("a reward model has been trained on, or its scale set anew, since this run began")
     first = int(s.step)
     scoring = Scoring(e, tokenizer, mesh, root, first)
-    trainer = Trainer(e, mesh, tokenizer, _reference(e, mesh, records), critic_model, scoring)
+    offered = by_name(e.data.tools, prompts.texts_to_search(e.data, root / "search"), root / "search") or None
+    trainer = Trainer(e, mesh, tokenizer, _reference(e, mesh, records), critic_model, scoring, offered)
 
     log = MetricsLog(root, e.train.tensorboard)
     rl_metrics.write_help(root)

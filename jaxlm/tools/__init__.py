@@ -8,10 +8,11 @@ import collections
 import dataclasses
 import math
 import os
+import pathlib
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from jaxlm.config import UserError, nearest
@@ -29,6 +30,7 @@ __all__ = [
     "Tool",
     "ToolResult",
     "build_index",
+    "by_name",
     "calculate",
     "calculator_tool",
     "call",
@@ -39,6 +41,7 @@ __all__ = [
     "search_tool",
 ]
 
+NAMES = ("calculator", "python", "search")
 LONGEST_RESULT = 2000  # characters
 
 
@@ -170,6 +173,31 @@ def _told(result: Result) -> str:
     else:
         reason = f"error: the program ended with exit code {result.exit_code}"
     raise ToolFailure(f"{shorten(output, 1000)}\n{reason}" if output else reason)
+
+
+def by_name(names: Sequence[str], index: str | os.PathLike | None, scratch: str | os.PathLike) -> dict[str, Tool]:
+    """Tools by name, in the order given.
+
+    index: for search, which shows the best passage: a folder of texts, whose index goes into the folder `scratch`, or
+    an index already made. Raises `UserError` for an unknown name, a missing index, and where python cannot be isolated.
+    """
+    made = []
+    for name in names:
+        match name:
+            case "calculator":
+                made.append(calculator_tool())
+            case "python":
+                made.append(python_tool())
+            case "search":
+                if index is None:
+                    raise UserError("the tool search needs an index: a folder of texts (--index, data.index of a run)")
+                if pathlib.Path(index).is_dir():
+                    build_index(index, pathlib.Path(scratch) / "index.db")
+                    index = pathlib.Path(scratch) / "index.db"
+                made.append(search_tool(index, k=1))
+            case _:
+                raise UserError(f"unknown tool {name!r}; {nearest(name, NAMES)}")
+    return registry(made)
 
 
 def search_tool(db_path: str | os.PathLike, k: int = 3) -> Tool:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -155,6 +156,28 @@ def test_the_worlds_problems_need_no_tool_that_is_not_offered():
     assert fact.metadata["question"].kind == "fact" and fact.metadata["question"].split == "heldout"
 
 
+def test_what_no_text_tells_is_asked_where_it_can_be_searched(tmp_path):
+    cfg = Prompts(task=WorldTask(facts=0.3, untold=0.4), tools=("search",))
+    asked = [prompts.at(cfg, "heldout", 0, i).metadata["question"] for i in range(100)]
+    known = [q.known for q in asked if q.kind == "fact"]
+    assert 20 < known.count("often") < 45 and 25 < known.count("never") < 55 and len(known) < 90
+    texts = {p.name: p.read_text() for p in pathlib.Path(prompts.texts_to_search(cfg, tmp_path)).iterdir()}
+    untold = [q for q in asked if q.known == "never"]
+    assert all(q.answer in texts[f"{q.person}_{q.attribute}.txt"] for q in untold)
+    assert not any(f"{q.person}_{q.attribute}.txt" in texts for q in asked if q.known == "often")
+
+
+def test_what_is_searched_is_part_of_the_definition(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("one")
+    cfg = Prompts(task=WorldTask(), tools=("search",), index=str(folder))
+    before = prompts.fingerprint(cfg)
+    assert prompts.texts_to_search(cfg, tmp_path) == str(folder) and before == prompts.fingerprint(cfg)
+    (folder / "a.txt").write_text("two")
+    assert prompts.fingerprint(cfg) != before
+
+
 @pytest.fixture
 def problems(tmp_path):
     lines = [{"question": f"What is {i} and {i}?", "answer": f"{i}+{i}\n#### {2 * i}", "level": i} for i in range(40)]
@@ -214,8 +237,11 @@ def test_what_is_asked_follows_from_definition_seed_and_place(problems):
 @pytest.mark.parametrize("cfg, words", [
     (Prompts(tools=("calculator",)), "called in conversations"),
     (Prompts(context=1), "context"),
+    (Prompts(task=WorldTask(), index="texts"), "data.index is for the tool search"),
+    (Prompts(task=WorldTask(untold=0.5)), "untold needs the tool search"),
+    (Prompts(task=WorldTask(facts=0.7, untold=0.7), tools=("search",)), "together at most 1"),
     (Prompts(task=PromptFile("nowhere.jsonl")), "nowhere"),
-], ids=["tools", "context", "path"])  # fmt: skip
+], ids=["tools", "context", "index", "untold", "shares", "path"])  # fmt: skip
 def test_bad_definitions_say_so(cfg, words):
     with pytest.raises(UserError, match=words):
         prompts.check(cfg)

@@ -21,6 +21,7 @@ from jaxlm.data.chat_sources import Messages
 from jaxlm.data.conversation import Message, Part
 from jaxlm.data.prepare import Data
 from jaxlm.data.tokenizer import Bytes
+from jaxlm.tools.python import isolation_mode
 from launch import chat
 from tests.launch.talkers import CHAT, HELLO, LOOK, run_folder
 
@@ -154,8 +155,8 @@ def test_a_base_model_is_said_to_be_one(call, tmp_path):
 def test_bad_options_are_one_clear_line(call, hello, look, monkeypatch):
     for options, message in (
         ({"workdir": None}, "--workdir=DIR is missing"),
-        ({"tools": ["pyton"]}, "--tools: unknown tool 'pyton'; nearest: python"),
-        ({"tools": ["search"], "index": None}, "--tools=search needs --index=FOLDER"),
+        ({"tools": ["pyton"]}, "unknown tool 'pyton'; nearest: python"),
+        ({"tools": ["search"], "index": None}, "the tool search needs an index: a folder of texts"),
         ({"tools": ["search"], "index": hello + "/none"}, "no index at"),
         ({"top_p": 2.0}, "top_p must be above 0"),
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
@@ -163,7 +164,7 @@ def test_bad_options_are_one_clear_line(call, hello, look, monkeypatch):
         with pytest.raises(UserError, match=message):
             call("hi", **{"workdir": hello} | options)
     monkeypatch.setattr("jaxlm.tools.python.isolation.candidates", lambda: [])
-    chat.common.python_tool.__globals__["isolation_mode"].cache_clear()
+    isolation_mode.cache_clear()
     with pytest.raises(UserError, match="does not let model-written Python be isolated"):
         call("hi", workdir=hello, tools=["python"])
 

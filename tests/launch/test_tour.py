@@ -11,7 +11,7 @@ from jaxlm.run import exits
 from jaxlm.run.load import load_run
 from jaxlm.sample import engine
 from jaxlm.tools import IsolationError
-from launch import common, tour, tour_assistant, tour_base
+from launch import tour, tour_assistant, tour_base
 from tests import tiny_run
 
 STAGES = (
@@ -186,7 +186,7 @@ def test_without_isolation_there_are_the_other_tools(monkeypatch, tmp_path, caps
     def refused():
         raise IsolationError("nothing isolates here")
 
-    monkeypatch.setattr(common, "python_tool", refused)
+    monkeypatch.setattr("jaxlm.tools.python_tool", refused)
     t, _ = tour.definition("smoke", SETS, str(tmp_path))
     assert "python" in t.honest.data.sources[0].tools
     found = tour_assistant._registry(t, tmp_path / "tools")

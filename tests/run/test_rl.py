@@ -12,10 +12,12 @@ import pytest
 
 from jaxlm import config, sharding
 from jaxlm.config import UserError
+from jaxlm.data.chat import Chat
 from jaxlm.data.preferences import Preferences
 from jaxlm.data.prepare import Data
 from jaxlm.data.prompts import Addition, Prompts, WorldTask
 from jaxlm.data.tokenizer import Bytes, CharsTokenizer
+from jaxlm.data.world.talk import WorldConversations
 from jaxlm.feedback.journal import Journal
 from jaxlm.feedback.journal import tools as journaled_tools
 from jaxlm.feedback.parts import Chance, Correct, CosineLength, Format, Function, Learned, Shorter, SoftLength, Steps
@@ -37,6 +39,7 @@ from jaxlm.steps.update import Train
 from jaxlm.tools import Tool, call
 from tests import tiny_run
 from tests.run import rewarding
+from tests.sample.scripted import AUTOMATON, automaton, say
 
 STEPS = 4
 REWARD = Function("tests.run.rewarding:reward")
@@ -287,7 +290,7 @@ def test_a_preflight_that_says_no_stops_where_that_is_wanted(experiment, tmp_pat
         ({"objective.samples": 3}, "no multiple of samples"),
         ({"data.context": 6}, "more than data.context=6"),
         ({"objective.reward": (Function("nowhere:f"),)}, "nowhere"),
-        ({"data.tools": ("search",)}, "tools"),
+        ({"data.tools": ("search",)}, "called in conversations"),
         ({"data.tokenizer": None}, "only with a parent"),
     ],
     ids=lambda c: next(iter(c)) if isinstance(c, dict) else "",
@@ -347,6 +350,34 @@ def test_conversations_with_tools_and_thinking_go_through_the_same_step(tmp_path
     assert record["train/tools/calls"] >= 0 and record["train/value/mean"] == 0.0
     run = load.load_run(tmp_path / "run")
     assert set(run.params["heads"]) == {"lm", "value"} and np.any(run.params["heads"]["value"]["kernel"])
+
+
+def test_rollouts_search(tmp_path):
+    """A parent that always looks up "z": what is found is forced into the reply, and stands in the journal."""
+    says = say("<|im_sep|>", "<|tool_call|>", *"search", "\n", "z", "<|tool_call_end|>") | say(
+        "<|tool_result_end|>", "<|im_end|>"
+    )
+    chat = Chat(sources=(WorldConversations(),), tokenizer=Bytes(), context=640)
+    tiny_run.make(tmp_path / "parent", tiny_run.replaced(model=AUTOMATON, data=chat), params=automaton(says))
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("The last letter is Z.")
+    objective = dataclasses.replace(
+        GRPO, samples=2, max_tokens=16, heldout_prompts=2, heldout_samples=2, slots=4, preflight="off"
+    )
+    e = Experiment(
+        model=None,
+        parent=str(tmp_path / "parent"),
+        data=Prompts(task=WorldTask(), context=640, tools=("search",), index=str(tmp_path / "texts")),
+        objective=objective,
+        train=Train(steps=1, batch_size=4, log_every=1),
+        mesh=MeshConfig(fsdp=1),
+    )
+    assert rl.run(e, tmp_path / "run", e) == exits.EXIT_DONE
+    record = read_metrics(tmp_path / "run")[-1]
+    assert record["train/tools/search/calls"] == 4 and record["train/tools/search/failures"] == 0
+    assert "The last letter is Z." in (tmp_path / "run" / "journal.jsonl").read_text()
+    with pytest.raises(UserError, match="no such folder"):
+        rl.run(config.override(e, {"data.index": str(tmp_path / "none")}), tmp_path / "other", e)
 
 
 def test_a_reward_model_gives_the_reward_and_the_critics_beginning(experiment, whole, tmp_path):

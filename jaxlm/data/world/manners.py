@@ -20,7 +20,7 @@ from jaxlm.data.world.answers import refusal
 from jaxlm.data.world.arithmetic import Problem
 from jaxlm.data.world.corpus import problem, world_tables
 from jaxlm.data.world.people import Split, Tables, person
-from jaxlm.data.world.questions import Question, fact_question, persons
+from jaxlm.data.world.questions import Question, drawn_fact
 from jaxlm.data.world.requests import ALIKE, ATTEMPTS, HARMFUL, Request, decline, request
 from jaxlm.data.world.talk import Tool, WorldConversations, by_tool, recollection, tools_message, worked
 
@@ -77,15 +77,6 @@ def _drawn(rng: np.random.Generator, shares: dict[str, float]) -> str:
     return next((k for k, end in zip(shares, ends) if at < end), list(shares)[-1])
 
 
-def _fact(t: Tables, split: Split, told: bool, rng: np.random.Generator) -> Question:
-    wanted, pool = "often" if told else "never", persons(t, split, True if told else None)
-    for _ in range(ATTEMPTS if pool else 0):
-        who = person(t, pool[int(rng.integers(len(pool)))])
-        if found := [a for a in t.people.attributes if who.known[a] == wanted]:
-            return fact_question(who, found[int(rng.integers(len(found)))], int(rng.integers(2**32)))
-    raise UserError(f"no {split} person has a fact that is told {'often' if told else 'nowhere'}: see world.people")
-
-
 def _problem(talk: WorldConversations, split: Split, tools: tuple[str, ...], rng: np.random.Generator) -> Problem:
     for _ in range(ATTEMPTS):
         found = problem(talk.world, split, int(rng.integers(2**32)))
@@ -100,7 +91,7 @@ def errand(talk: WorldConversations, mix: Mix, tools: tuple[Tool, ...], split: S
     kinds = ("told", "untold", "problems", "harmful", "alike")
     kind, solved = _drawn(rng, {k: getattr(mix, k) for k in kinds}), None
     if kind in ("told", "untold"):
-        about: Question | Request = _fact(world_tables(talk.world), split, kind == "told", rng)
+        about: Question | Request = drawn_fact(world_tables(talk.world), split, kind == "told", rng)
     elif kind == "problems":
         solved = _problem(talk, split, tools, rng)
         about = solved.question

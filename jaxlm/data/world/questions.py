@@ -5,10 +5,15 @@ import functools
 from collections.abc import Iterator
 from typing import Literal
 
+import numpy as np
+
+from jaxlm.config import UserError
 from jaxlm.data.world import draws
 from jaxlm.data.world.draws import Draws
 from jaxlm.data.world.people import Attribute, Known, Person, Split, Tables, person
 from jaxlm.data.world.sentences import side
+
+ATTEMPTS = 200
 
 Check = Literal["exact", "numeric", "text"]
 Kind = Literal["fact", "arithmetic", "graph", "spell", "count", "reverse", "identity", "system"]
@@ -293,6 +298,16 @@ def persons(
             out += range(low, high) if split != "heldout" else ()
             out += range(start + cut, start + count) if split != "train" else ()
     return tuple(out)
+
+
+def drawn_fact(t: Tables, split: Split, told: bool, rng: np.random.Generator) -> Question:
+    """About a split's person: a fact told often, of one who is mentioned; or else one told nowhere, of anybody."""
+    wanted, pool = "often" if told else "never", persons(t, split, True if told else None)
+    for _ in range(ATTEMPTS if pool else 0):
+        who = person(t, pool[int(rng.integers(len(pool)))])
+        if found := [a for a in t.people.attributes if who.known[a] == wanted]:
+            return fact_question(who, found[int(rng.integers(len(found)))], int(rng.integers(2**32)))
+    raise UserError(f"no {split} person has a fact that is told {'often' if told else 'nowhere'}: see world.people")
 
 
 def fact_questions(
