@@ -1,7 +1,6 @@
 """The stages of launch.rounds: demonstrations, rankings, reward model, PPO, what came of it. Also those of the tour."""
 
 import dataclasses
-import itertools
 import json
 import math
 
@@ -22,7 +21,7 @@ from jaxlm.run.experiment import Experiment
 from jaxlm.run.load import load_experiment, load_run
 from jaxlm.run.log import read_metrics
 from jaxlm.run.policy import policy_of
-from jaxlm.run.stages import Stage
+from jaxlm.run.stages import Stage, make_room
 from jaxlm.sample.engine import Sampling
 from jaxlm.tools import by_name
 from launch import rounds_evaluation, rounds_page
@@ -50,10 +49,8 @@ class Place:
 # ---------------------------------------------------------------------------------------------------------- trainings
 def training(e: Experiment, own: Experiment, workdir, anew: bool) -> dict:
     """Trains, or goes on training, in `workdir`; `own` is what the definition is compared with."""
-    if anew and workdir.exists():
-        aside = next(p for n in itertools.count(1) if not (p := workdir.parent / f"{workdir.name}-{n}").exists())
-        workdir.rename(aside)
-        print(f"the former run stands in {aside}")
+    if anew:
+        make_room(workdir)
     if rl.run(e, workdir, own) != exits.EXIT_DONE:
         raise exits.Stopped
     step = checkpoint.newest(workdir)

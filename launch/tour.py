@@ -8,7 +8,8 @@ people that no conversation was about), probe (what it knows, and conversations 
 those), reprobe, tools, prompting; a round of launch.rounds (demonstrate, sft, baseline, collect_1, reward_1, ppo_1,
 evaluate_1, report_1: rankings of its answers, a reward model, PPO), verify (rewards that are checked), arena, report.
 The same command again skips what is done and goes on where it stopped, in mid-training too. --only runs the stages
-named, whose forerunners must be done; --redo runs one again from scratch, and after it whatever depends on its outcome.
+named, whose forerunners must be done; --redo runs one again from scratch, with other settings if you like, and after it
+whatever depends on its outcome; a run that has to make room stands beside it.
 
 Scales, all on a made-up world whose truth is known and on the text that every Python brings along (its documentation,
 docstrings and library source):
@@ -22,7 +23,7 @@ feedback.PATH those of launch.rounds.
 examples:
   python -m launch.tour --scale=smoke --workdir=runs/tour
   python -m launch.tour --scale=tiny --workdir=runs/tiny --set=seed=1
-  python -m launch.tour --scale=smoke --workdir=runs/tour --redo=tools
+  python -m launch.tour --scale=tiny --workdir=runs/tiny --set=honest.objective.doubt=1.5 --redo=honest
 
 In the workdir: pretrain/, assistant/, honest/, feedback/round_1/ppo and verified/ (run directories, for launch.chat,
 launch.sample and launch.eval), stages/ (what each stage found, as JSON), probe/, tools/, prompting/, feedback/ (as
@@ -47,7 +48,8 @@ SET = flags.DEFINE_multi_string("set", [], "path=value in the definition, after 
 ONLY = flags.DEFINE_multi_string("only", [], "Run this stage alone; may be repeated.")
 REDO = flags.DEFINE_multi_string("redo", [], "Run this stage again from scratch; may be repeated.")
 
-PARTS = ("base.", "assistant.", "honest.", "verified.", "feedback.sft.", "feedback.reward.", "feedback.ppo.")
+TRAININGS = ("base", "assistant", "honest", "feedback", "verified")  # fields of the definition
+PARTS = ("base", "assistant", "honest", "feedback.sft", "feedback.reward", "feedback.ppo", "verified")  # experiments
 
 
 # ----------------------------------------------------------------------------------------------------------- the tour
@@ -61,9 +63,6 @@ def todo(t: Tour, base: Tour, root, command: str) -> list[Stage]:
     """The stages of a tour in the folder `root`."""
     run, assistant, honest = (root / name for name in ("pretrain", "assistant", "honest"))
 
-    def stage(name: str, about: str, result):
-        return Stage(name, about, lambda done, anew: result(done, anew))
-
     def trained(e, own, workdir):
         return lambda done, anew: tour_base.training(e, own, workdir, anew)
 
@@ -75,49 +74,61 @@ def todo(t: Tour, base: Tour, root, command: str) -> list[Stage]:
         tour_page.page(root, command, done).write(root / "report" / "index.html")
         return {"page": "report/index.html"}
 
+    def facts(done, anew):
+        return tour_assistant.facts(t, load_run(run), load_run(assistant))
+
+    def probe(done, anew):
+        return tour_assistant.probing(t, load_run(assistant), root / "probe")
+
+    def reprobe(done, anew):
+        return tour_assistant.probing_again(t, load_run(honest), root / "probe")
+
+    def tools(done, anew):
+        return tour_assistant.tools(t, load_run(honest), root / "tools")
+
+    text, asked = ("base",), ("world", "talk", "seed", "asked")  # of the definition
     steps = (t.base.train.steps, t.assistant.train.steps, t.honest.train.steps)
+    assist, learn = trained(t.assistant, base.assistant, assistant), trained(t.honest, base.honest, honest)
     return [
-        stage("curate", "reading and cleaning the text", lambda *_: tour_base.curate(t.base)),
-        stage("tokenize", "learning a vocabulary, cutting and packing the text", lambda *_: tour_base.tokenize(t.base)),
-        stage("pretrain", f"training for {steps[0]} steps", trained(t.base, base.base, run)),
-        stage("evaluate", "scoring held-out text and small skills", lambda *_: tour_base.evaluate(t.base, run)),
-        stage("sample", "continuing held-out beginnings", lambda *_: tour_base.sample(run, root / "report")),
-        stage("assist", f"conversations, {steps[1]} steps", trained(t.assistant, base.assistant, assistant)),
-        stage(
-            "facts",
-            "asking for facts before and after",
-            lambda *_: tour_assistant.facts(t, load_run(run), load_run(assistant)),
-        ),
-        stage(
-            "probe",
-            "finding out what it knows",
-            lambda *_: tour_assistant.probing(t, load_run(assistant), root / "probe"),
-        ),
-        stage("honest", f"what the probe wrote, {steps[2]} steps", trained(t.honest, base.honest, honest)),
-        stage(
-            "reprobe",
-            "the same questions once more",
-            lambda *_: tour_assistant.probing_again(t, load_run(honest), root / "probe"),
-        ),
-        stage("tools", "with tools and without", lambda *_: tour_assistant.tools(t, load_run(honest), root / "tools")),
-        stage("prompting", "more and fewer examples; all models side by side", prompting),
+        Stage("curate", "reading and cleaning the text", lambda *_: tour_base.curate(t.base), text),
+        Stage("tokenize", "a vocabulary; cutting and packing the text", lambda *_: tour_base.tokenize(t.base), text),
+        Stage("pretrain", f"training for {steps[0]} steps", trained(t.base, base.base, run), text),
+        Stage("evaluate", "held-out text and small skills", lambda *_: tour_base.evaluate(t.base, run), text),
+        Stage("sample", "held-out beginnings continued", lambda *_: tour_base.sample(run, root / "report"), text),
+        Stage("assist", f"conversations, {steps[1]} steps", assist, ("assistant",)),
+        Stage("facts", "asking for facts before and after", facts, asked),
+        Stage("probe", "finding out what it knows", probe, (*asked, "probed", "samples")),
+        Stage("honest", f"what the probe wrote, {steps[2]} steps", learn, ("honest",)),
+        Stage("reprobe", "the same questions once more", reprobe, ("honest", "samples")),
+        Stage("tools", "with tools and without", tools, asked),
+        Stage("prompting", "more and fewer examples; all models side by side", prompting, (*asked, "shots")),
         *tour_feedback.todo(t, base, root),
-        stage("report", "writing the page", report),
+        Stage("report", "writing the page", report),
     ]
+
+
+def _check(root, t: Tour, todos: list[Stage], redo: list[str]) -> None:
+    """Raises `UserError` where the folder has trainings of another definition that are not done again."""
+    again = {field for s in todos if s.name in redo for field in s.reads or TRAININGS}
+    lines = lineage.differences(root, t, tuple(f"{name}." for name in PARTS))
+    if lines := [line for line in lines if line.split(".")[0] in set(TRAININGS) - again]:
+        raise UserError(f"{lineage.held(root, lines)}; choose another --workdir, or what to do again: --redo=STAGE")
 
 
 def tour(workdir, scale: str, sets: list[str], only: list[str], redo: list[str]) -> dict[str, dict]:
     """Runs the stages in `workdir`; returns their records. Raises `exits.Stopped` when training was stopped."""
     root = storage.path(workdir)
     t, base = definition(scale, sets, str(root))
-    lineage.check_same_experiment(root, t, parts=PARTS)
-    storage.make_dir(root)
-    storage.write_json(root / "config.json", {"schema_version": config.SCHEMA_VERSION} | config.to_dict(t))
-    use_compilation_cache()
     command = " ".join(
         ["python -m launch.tour", f"--scale={scale}", *(f"--set='{s}'" for s in sets), f"--workdir={workdir}"]
     )
-    return stages.run(root, todo(t, base, root, command), config.to_dict(t), only, redo, lambda x: print(x, flush=True))
+    todos = todo(t, base, root, command)
+    _check(root, t, todos, redo)
+    storage.make_dir(root)
+    storage.write_json(root / "config.json", {"schema_version": config.SCHEMA_VERSION} | config.to_dict(t))
+    use_compilation_cache()
+    fields = config.to_dict(t) | {"talk": config.to_dict(tour_assistant.talk(t))}
+    return stages.run(root, todos, fields, only, redo, lambda x: print(x, flush=True))
 
 
 def main() -> int:

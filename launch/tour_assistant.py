@@ -23,13 +23,13 @@ from jaxlm.tools import Counters, IsolationError, Tool, by_name
 SHOWN = 4  # transcripts of each kind on the page
 
 
-def _talk(t: Tour) -> WorldConversations:
+def talk(t: Tour) -> WorldConversations:
     """How the last of the models was taught to talk."""
     return next(s for s in t.honest.data.sources if isinstance(s, WorldConversations))
 
 
 def _items(t: Tour, task: str, split="heldout", count: int | None = None):
-    return world_tasks.items(_talk(t), task, t.asked if count is None else count, split, t.seed)
+    return world_tasks.items(talk(t), task, t.asked if count is None else count, split, t.seed)
 
 
 def _note(kept: int, of: int, what: str, run: Run) -> None:
@@ -91,7 +91,7 @@ def _fitting(run: Run, questions: list, what: str) -> list:
 def _questions(t: Tour, run: Run) -> dict[str, list]:
     """What is probed: on the training side, on the held-out side, and the latter with the text that tells at hand."""
     tables = world_tables(t.world)
-    part = _talk(t).part
+    part = talk(t).part
     train, heldout = (probe.world_questions(tables, s, t.probed, t.seed, part=part) for s in ("train", "heldout"))
     opened = [talks.open_book(tables, q) for q in heldout[:: max(1, len(heldout) // t.asked)]]
     asked = {"train": train, "heldout": heldout, "open": opened}
@@ -108,7 +108,7 @@ def probing(t: Tour, run: Run, out) -> dict:
         probe.write_probed(out / f"{name}.jsonl", side)
     tables = world_tables(t.world)
     made = lessons.lessons(
-        sides["train"], f"assistant@{run.step}", seed=t.seed, tables=tables, recollect=_talk(t).recollect
+        sides["train"], f"assistant@{run.step}", seed=t.seed, tables=tables, recollect=talk(t).recollect
     )
     lessons.write_lessons(out / "lessons.jsonl", made)
     classes = {c: sum(x.source["class"] == c for x in made) for c in probe.CLASSES}
@@ -187,7 +187,7 @@ def _registry(t: Tour, out) -> dict[str, Tool]:
     folder = storage.make_dir(out / "texts")
     for name, text in talks.index_files(t.world):
         storage.write_text(folder / name, text)
-    names = _talk(t).tools
+    names = talk(t).tools
     try:
         return by_name(names, folder, out)
     except IsolationError as error:
@@ -241,7 +241,7 @@ def prompting(t: Tour, runs: dict[str, Run], out) -> dict:
     """Accuracy against the number of examples, and what each model says to the same prompts."""
     storage.make_dir(out)
     found = {
-        label: world_tasks.run_suite(run, "shots", _talk(t), out / label, t.seed, t.shots)
+        label: world_tasks.run_suite(run, "shots", talk(t), out / label, t.seed, t.shots)
         for label, run in runs.items()
         if label != "honest"
     }
@@ -249,7 +249,7 @@ def prompting(t: Tour, runs: dict[str, Run], out) -> dict:
         world_tasks.plot_shots(found, out / "shots.png")
     except UserError as error:
         print(error, file=sys.stderr)
-    questions = [i.question for task in world_tasks.task_names(_talk(t)) for i in _items(t, task, count=1)]
+    questions = [i.question for task in world_tasks.task_names(talk(t)) for i in _items(t, task, count=1)]
     rows = side_by_side.side_by_side(runs, questions)
     print(side_by_side.text(rows))
     return {"shots": found, "side_by_side": rows}

@@ -1,6 +1,5 @@
 """The stages of the tour that make and look at the base model: from raw text to samples."""
 
-import itertools
 import statistics
 import sys
 
@@ -20,6 +19,7 @@ from jaxlm.run import checkpoint, compressor, evals, exits, manifest, tasks
 from jaxlm.run.experiment import Experiment
 from jaxlm.run.load import Run, load_run
 from jaxlm.run.log import peak_flops, read_metrics
+from jaxlm.run.stages import make_room
 from jaxlm.run.train import train
 from jaxlm.sample import show
 from jaxlm.sample.engine import Sampling, generate, next_token_distribution
@@ -68,10 +68,8 @@ def tokenize(e: Experiment) -> dict:
 
 def training(e: Experiment, base: Experiment, workdir, anew: bool) -> dict:
     """Trains, or goes on training, in `workdir`; `base` is what the definition is compared with."""
-    if anew and workdir.exists():
-        aside = next(p for n in itertools.count(1) if not (p := workdir.parent / f"{workdir.name}-{n}").exists())
-        workdir.rename(aside)
-        print(f"the former run stands in {aside}")
+    if anew:
+        make_room(workdir)
     code = train(e, workdir, base)
     if code != exits.EXIT_DONE:
         raise exits.Stopped

@@ -1,5 +1,7 @@
 """The stages of the tour that learn from feedback: rankings, a reward model, PPO, checked rewards, an arena."""
 
+from dataclasses import replace
+
 from experiments.tour import Tour
 from jaxlm.feedback.store import Store
 from jaxlm.run.load import load_run
@@ -20,10 +22,14 @@ def todo(t: Tour, own: Tour, root) -> list[Stage]:
     """One round as launch.rounds runs it, reinforcement learning on checked rewards, and who wins against whom."""
     p, verified = place(t, own, root), root / "verified"
     steps = t.verified.train.steps
+
+    def learn(done, anew):
+        return verify(t, own, verified, anew)
+
     return [
-        *rounds_stages.todo(p, 1),
-        Stage("verify", f"checked rewards, {steps} rollouts", lambda _, anew: verify(t, own, verified, anew)),
-        Stage("arena", "all policies against each other", lambda *_: arena(p, root)),
+        *(replace(s, reads=("feedback",)) for s in rounds_stages.todo(p, 1)),
+        Stage("verify", f"checked rewards, {steps} rollouts", learn, ("verified",)),
+        Stage("arena", "all policies against each other", lambda *_: arena(p, root), ("feedback",)),
     ]
 
 

@@ -123,7 +123,19 @@ def check_same_data(saved: dict, now: dict) -> None:
 
 
 def check_same_experiment(workdir, cfg, parts: tuple[str, ...] = ("",)) -> None:
-    """Raises `UserError` when `workdir` holds a run of another definition, and names the paths that differ.
+    """Raises `UserError` when `workdir` holds a run of another definition, and names the paths that differ."""
+    if lines := differences(workdir, cfg, parts):
+        raise UserError(f"{held(workdir, lines)}; choose another --workdir")
+
+
+def held(workdir, lines: list[str]) -> str:
+    """What to say of `differences`."""
+    more = f"; and {len(lines) - 6} more" if len(lines) > 6 else ""
+    return f"{workdir} holds another experiment: {'; '.join(lines[:6])}{more} (its own -> asked for)"
+
+
+def differences(workdir, cfg, parts: tuple[str, ...] = ("",)) -> list[str]:
+    """Lines of "path: its own -> asked for", of the run that `workdir` holds and of `cfg`; none without a run.
 
     A vocabulary that `cfg` leaves to its tokenizer, and the paths of `MAY_CHANGE`, may differ. parts: the paths below
     which experiments stand in `cfg`, where it is not one itself.
@@ -132,7 +144,7 @@ def check_same_experiment(workdir, cfg, parts: tuple[str, ...] = ("",)) -> None:
     if not p.exists():
         if storage.path(workdir).exists() and not storage.path(workdir).is_dir():
             raise UserError(f"{workdir} is a file; --workdir is the folder that holds the run")
-        return
+        return []
     storage.read_json(p)  # says what is wrong with a damaged file
     try:
         had = config.from_json(type(cfg), p.read_text())
@@ -145,9 +157,4 @@ def check_same_experiment(workdir, cfg, parts: tuple[str, ...] = ("",)) -> None:
         path = line.split(":", 1)[0]
         return any(path == a or (a.endswith(".") and path.startswith(a)) for a in allowed)
 
-    if lines := [line for line in config.diff(had, cfg) if not may_change(line)]:
-        more = f"; and {len(lines) - 6} more" if len(lines) > 6 else ""
-        raise UserError(
-            f"{workdir} holds another experiment: {'; '.join(lines[:6])}{more} (its own -> asked for); "
-            "choose another --workdir"
-        )
+    return [line for line in config.diff(had, cfg) if not may_change(line)]

@@ -1,11 +1,13 @@
 """Stages in order, each done once: what a tour or a pipeline of trainings is made of.
 
 A stage that has ended leaves `stages/<name>.json`: its result, how long it took, and a hash of what went into it, which
-is the definition and what the stages before it made. Called again, a stage whose inputs are the same is skipped; one
-whose inputs have changed runs again.
+is its part of the definition and what the stages before it made. Called again, a stage whose inputs are the same is
+skipped; one whose inputs have changed runs again, and begins anew where the stages before it made something else than
+when it began (`stages/begun.json`).
 """
 
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -19,6 +21,7 @@ SCHEMA_VERSION = 1
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """run: (records of the stages before by name, whether to begin anew) -> JSON-able result.
+    reads: the keys of the definition that it depends on, besides what the stages before it made; unset, all.
 
     A result may carry `identity`: what the stages after it depend on; unset, the whole result is. It is what decides
     whether they are done, so it must not hold times or other noise.
@@ -27,16 +30,35 @@ class Stage:
     name: str
     about: str
     run: Callable[[dict[str, dict], bool], dict]
+    reads: Collection[str] | None = None
 
 
 def _file(workdir, name: str):
     return storage.path(workdir) / "stages" / f"{name}.json"
 
 
+def _begin(workdir, name: str, made: str) -> bool:
+    """Notes what the stages before it have made, as a hash; whether that was something else when it began."""
+    file = _file(workdir, "begun")
+    storage.make_dir(file.parent)
+    begun = storage.read_json(file) if file.exists() else {}
+    if (former := begun.get(name)) != made:
+        storage.write_json(file, begun | {name: made})
+    return former not in (None, made)
+
+
 def records(workdir, names: Sequence[str]) -> dict[str, dict]:
     """{name: {"stage", "inputs", "seconds", "result", "identity"}} of those that are done, whatever their inputs."""
     found = {n: storage.read_json(_file(workdir, n)) for n in names if _file(workdir, n).exists()}
     return {n: r for n, r in found.items() if r.get("schema_version") == SCHEMA_VERSION}
+
+
+def make_room(workdir) -> None:
+    """Moves a run that stands in `workdir` to the first free `workdir`-1, -2, ... beside it."""
+    if workdir.exists():
+        aside = next(p for n in itertools.count(1) if not (p := workdir.parent / f"{workdir.name}-{n}").exists())
+        workdir.rename(aside)
+        print(f"the former run stands in {aside}")
 
 
 def _hash(obj) -> str:
@@ -53,7 +75,7 @@ def run(
 ) -> dict[str, dict]:
     """Runs what is not done; returns the records of all stages that are.
 
-    definition: JSON-able; a change of it makes every stage run again.
+    definition: JSON-able; a change of it makes every stage run again that reads what has changed.
     only: nothing but these, whose forerunners must be done. redo: these run again from scratch though they are done.
     Raises `UserError` for an unknown name or a forerunner that is missing, and whatever a stage raises: what was done
     before stays done.
@@ -65,9 +87,9 @@ def run(
     before = records(workdir, names)
     done: dict[str, dict] = {}
     for number, stage in enumerate(stages, 1):
-        inputs = _hash(
-            [definition, stage.name, [done[n]["identity"] if n in done else None for n in names[: number - 1]]]
-        )
+        made = [done[n]["identity"] if n in done else None for n in names[: number - 1]]
+        mine = definition if stage.reads is None else {k: definition[k] for k in stage.reads}
+        inputs = _hash([mine, stage.name, made])
         record, label = before.get(stage.name), f"[{number}/{len(stages)}] {stage.name}"
         good = record is not None and record["inputs"] == inputs
         if only and stage.name not in only:
@@ -81,8 +103,9 @@ def run(
         if missing := [n for n in names[: number - 1] if n not in done]:
             raise UserError(f"the stage {stage.name} needs {', '.join(missing)} first: leave --only out, or add them")
         say(f"{label}: {stage.about}")
+        anew = _begin(workdir, stage.name, _hash(made)) or stage.name in redo
         began = time.monotonic()
-        result = stage.run(done, stage.name in redo)
+        result = stage.run(done, anew)
         result = json.loads(json.dumps(result))  # a later start reads it from the file: the same now
         identity = result.pop("identity") if "identity" in result else _hash(result)
         record = {

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from jaxlm.config import UserError
@@ -51,6 +53,37 @@ def test_redo_runs_what_depends_on_it_only_when_it_comes_out_otherwise(tmp_path)
     assert names == ["a"] and ran[0] == ("a", [], True)
     values, names, _ = go(tmp_path, three(first="2"), redo=["a"])
     assert names == ["a", "b", "c"] and values["c"] == "2bc"
+
+
+def test_what_was_made_from_something_else_begins_anew(tmp_path):
+    """A training that goes on where it stood would go on from another parent."""
+    go(tmp_path, three())
+    go(tmp_path, three(first="2"), redo=["a"])
+    assert [(name, anew) for name, _, anew in ran] == [("a", True), ("b", True), ("c", True)]
+    with pytest.raises(ValueError, match="broken"):
+        go(tmp_path / "w", three(fail=True))
+    go(tmp_path / "w", three())
+    assert [(name, anew) for name, _, anew in ran] == [("c", False)]  # it goes on
+
+
+def test_a_stage_depends_on_what_it_reads(tmp_path):
+    def go_on(definition, reads=("x",)):
+        ran.clear()
+        first, *rest = three()
+        stages.run(tmp_path, [dataclasses.replace(first, reads=reads), *rest], definition, say=lambda _: None)
+        return [(name, anew) for name, _, anew in ran]
+
+    go_on({"x": 1, "y": 1})
+    assert go_on({"x": 1, "y": 2}) == [("b", False), ("c", False)]  # what was made before them is the same
+    assert go_on({"x": 2, "y": 2}) == [("a", False), ("b", False), ("c", False)]
+
+
+def test_a_former_run_makes_room(tmp_path):
+    for _ in range(2):
+        (tmp_path / "run").mkdir()
+        stages.make_room(tmp_path / "run")
+    stages.make_room(tmp_path / "run")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run-1", "run-2"]
 
 
 def test_another_definition_runs_all(tmp_path):
