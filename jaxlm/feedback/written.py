@@ -9,7 +9,9 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from jaxlm import storage
 from jaxlm.config import UserError
+from jaxlm.data import readers
 from jaxlm.data.conversation import Conversation, Message
 from jaxlm.data.world import answers
 from jaxlm.data.world.questions import Question
@@ -186,6 +188,34 @@ class Template:
             index, at = divmod(index, len(bank))
             values[name] = bank[at]
         return values
+
+
+def read_templates(path) -> list[Template]:
+    """Templates of a JSONL file: {"name", "text"} and optionally "slots", "writes" and "system" a line."""
+    found, file = [], storage.path(path)
+    if not file.is_file():
+        raise UserError(f"no such file of templates: {path}")
+    for where, record in readers.records(file):
+        try:
+            found.append(_template(record))
+        except (ValueError, UserError) as e:
+            raise UserError(f"{path} {where}: {e}") from None
+    return found
+
+
+def _template(record) -> Template:
+    if isinstance(record, ValueError):
+        raise record
+    fields = {f.name for f in dataclasses.fields(Template)}
+    if not isinstance(record, dict) or not {"name", "text"} <= record.keys() <= fields:
+        raise UserError('{"name", "text"} is wanted, and of "slots", "writes" and "system" what is needed')
+    slots = record.get("slots", {})
+    lists = isinstance(slots, dict) and all(isinstance(v, list) for v in slots.values())
+    texts = [record["name"], record["text"], record.get("system") or ""]
+    texts += [x for values in slots.values() for x in values] if lists else []
+    if not lists or not all(isinstance(x, str) for x in texts):
+        raise UserError('"name", "text" and "system" are texts, and "slots" has lists of texts by name')
+    return Template(**record)
 
 
 def characters(least: int, most: int) -> Callable[[str, str], bool]:
