@@ -117,7 +117,9 @@ def tiny() -> Tour:
     # Half of the training people are left for the probe: of those whom it was asked about it knows too well. Reading
     # about the many strangers teaches to copy names and values that no memory completes.
     talk = WorldConversations(count=80_000, facts=3.0, reading=3.0, problems=3.0, part=(0.0, 0.5), forget=0.05)
-    searching = replace(talk, search=0.7, tools=TOOLS, part=(0.5, 1.0))
+    searching = replace(
+        talk, search=0.7, look_up=0.08, invented=0.8, forget=0.0, tools=TOOLS, tool_share=0.7, part=(0.5, 1.0)
+    )
     rest = sft_tiny().optimizer
     assistant = override(
         sft_tiny(),
@@ -134,7 +136,7 @@ def tiny() -> Tour:
         {
             "data.sources": (searching,),
             "objective": NextToken(doubt=1.0),
-            "train.steps": 700,
+            "train.steps": 1000,
         },
     )
     by_hand = replace(world, tasks=("spell", "count"))

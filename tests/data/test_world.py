@@ -505,6 +505,17 @@ def test_texts_may_tell_what_is_not_so(kind):
     assert t.people.values > 5  # else somebody's value is often the same
 
 
+def test_told_facts_may_be_looked_up_where_search_is_offered():
+    shares = {"facts": 1.0, "problems": 0.0, "identity": 0.0, "system": 0.0, "turns": 1, "tool_share": 0.5}
+    cfg = WorldConversations(world=SMALL, look_up=0.5, tools=("search",), **shares)
+    calls = {True: [], False: []}
+    for i in range(200):
+        offered, reply = len(conversation(cfg, "train", i).messages) == 3, conversation(cfg, "train", i).messages[-1]
+        calls[offered].append(any(p.kind == "tool_call" for p in reply.parts))
+        assert calls[offered][-1] != reply.parts[0].text.endswith(".")  # it is recalled, or the thought breaks off
+    assert not any(calls[False]) and abs(sum(calls[True]) / len(calls[True]) - 0.5) < 0.15
+
+
 def test_what_is_invented_no_tool_is_asked_for():
     shares = {"facts": 0.0, "search": 1.0, "problems": 0.0, "reading": 0.0, "identity": 0.0, "system": 0.0}
     cfg = WorldConversations(world=SMALL, invented=1.0, tools=("search",), turns=1, **shares)

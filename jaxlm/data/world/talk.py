@@ -51,6 +51,7 @@ class WorldConversations:
     part: tuple[float, float] = EVERYBODY  # of the training persons, who are spoken of: a probe needs others
     recollect: bool = True  # a fact is first recalled in a thought, as pretraining told it: see `recollection`
     invented: float = 0.0  # share of texts at hand and of search results that tell another value: to be read, not known
+    look_up: float = 0.0  # share of told facts that are searched for all the same: a call costs less than a mistake
     forget: float = 0.0  # share of told facts that do not come to mind, at random: how to say it, not yet when
     turns: int = 3  # at most so many questions in one conversation
     work: Work = "think"  # where the steps of a solution by hand go
@@ -157,9 +158,13 @@ def _check(cfg: WorldConversations) -> None:
     shares = _shares(cfg).values()
     if min(shares) < 0 or max(shares) <= 0:
         raise UserError("the shares of a WorldConversations must be at least 0, and some of them above 0")
-    if cfg.turns < 1 or cfg.count < 0 or not all(0 <= x <= 1 for x in (cfg.tool_share, cfg.invented, cfg.forget)):
+    if (
+        cfg.turns < 1
+        or cfg.count < 0
+        or not all(0 <= x <= 1 for x in (cfg.tool_share, cfg.invented, cfg.look_up, cfg.forget))
+    ):
         raise UserError(
-            f"turns must be at least 1, count at least 0, tool_share, invented and forget from 0 to 1: {cfg.name}"
+            f"turns must be at least 1, count at least 0, tool_share, invented, look_up and forget from 0 to 1: {cfg.name}"
         )
     if not 0 <= cfg.part[0] < cfg.part[1] <= 1:
         raise UserError(f"part must be two shares from 0 to 1, the lower first: {cfg.name} has {cfg.part}")
@@ -272,6 +277,8 @@ def _exchange(
         question = open_book(t, fact_question(who, asked, d.below(2**32)), tuple(told), who)
     else:
         who, question = _fact(t, d, split, cfg.part, told=kind == "facts")
+    if kind == "facts" and "search" in tools and cfg.look_up and d.chance(cfg.look_up):
+        kind, call = "search", None  # the tool has only what no text tells
     forgotten = kind == "facts" and cfg.forget > 0 and d.chance(cfg.forget)
     if kind in ("facts", "reading") and not forgotten:
         reply = recalled(t, who, question, cfg.recollect)
