@@ -158,14 +158,9 @@ def _check(cfg: WorldConversations) -> None:
     shares = _shares(cfg).values()
     if min(shares) < 0 or max(shares) <= 0:
         raise UserError("the shares of a WorldConversations must be at least 0, and some of them above 0")
-    if (
-        cfg.turns < 1
-        or cfg.count < 0
-        or not all(0 <= x <= 1 for x in (cfg.tool_share, cfg.invented, cfg.look_up, cfg.forget))
-    ):
-        raise UserError(
-            f"turns must be at least 1, count at least 0, tool_share, invented, look_up and forget from 0 to 1: {cfg.name}"
-        )
+    chances = ("tool_share", "invented", "look_up", "forget")
+    if cfg.turns < 1 or cfg.count < 0 or not all(0 <= getattr(cfg, name) <= 1 for name in chances):
+        raise UserError(f"turns must be at least 1, count at least 0, and {', '.join(chances)} from 0 to 1: {cfg.name}")
     if not 0 <= cfg.part[0] < cfg.part[1] <= 1:
         raise UserError(f"part must be two shares from 0 to 1, the lower first: {cfg.name} has {cfg.part}")
     if cfg.search and "search" not in cfg.tools:
