@@ -298,4 +298,7 @@ def fingerprint(cfg: WorldConversations) -> str:
     fields = config.to_dict(cfg)
     for node in (fields, fields["world"]):
         node.pop("name"), node.pop("weight")
+    for later in ("invented", "look_up"):  # where they are 0 the conversations are those of before they were
+        if not fields[later]:
+            del fields[later]
     return hashlib.sha256(json.dumps([VERSION, "conversations", fields], sort_keys=True).encode()).hexdigest()
