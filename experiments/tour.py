@@ -78,9 +78,9 @@ def connected(tour: Tour, root: str) -> Tour:
 
 def _verified(tour: Tour, parent: str) -> Experiment:
     e, task = tour.verified, tour.verified.data.task
-    asked = replace(tour.world, tasks=task.world.tasks, problems=0, validation=0)
-    data = replace(e.data, task=replace(task, world=asked))
-    return replace(e, data=data, parent=parent, seed=e.seed + tour.seed)
+    if isinstance(task, WorldTask):
+        task = replace(task, world=replace(tour.world, tasks=task.world.tasks, problems=0, validation=0))
+    return replace(e, data=replace(e.data, task=task), parent=parent, seed=e.seed + tour.seed)
 
 
 def tiny() -> Tour:

@@ -27,7 +27,6 @@ eval/SUITE/results.json (with tools, eval/world_tools). Exit codes: 0 done; 2 ba
 """
 
 import json
-import pathlib
 import sys
 import tempfile
 
@@ -35,7 +34,7 @@ from absl import flags
 
 from jaxlm import storage
 from jaxlm.config import UserError, nearest
-from jaxlm.data.world.talk import index_files
+from jaxlm.data.world.talk import write_index_files
 from jaxlm.run import evals, tasks, world_tasks
 from jaxlm.run.experiment import prepared
 from jaxlm.run.load import Run, load_experiment, load_run
@@ -57,11 +56,7 @@ LIST = flags.DEFINE_bool("list", False, "List the suites and their tasks, and ex
 def ask_the_world(run: Run, out) -> dict:
     talk = world_tasks.find_world(run.experiment if WORLD.value is None else load_experiment(WORLD.value))
     with tempfile.TemporaryDirectory() as scratch:
-        folder = pathlib.Path(scratch) / "texts"
-        if "search" in TOOLS.value:
-            folder.mkdir()
-            for name, text in index_files(talk.world):
-                (folder / name).write_text(text, encoding="utf-8")
+        folder = write_index_files(talk.world, storage.path(scratch) / "texts") if "search" in TOOLS.value else None
         tools = by_name(TOOLS.value, folder, scratch)
         return world_tasks.run_suite(run, SUITE.value, talk, out, SEED.value, LIMIT.value, tools or None)
 

@@ -38,7 +38,7 @@ from jaxlm.config import UserError
 from jaxlm.run import exits, lineage, stages
 from jaxlm.run.train import use_compilation_cache
 from launch import common
-from launch.rounds_stages import Place, todo
+from launch.rounds_stages import Place, check, todo
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder that holds everything of the rounds.")
 PARENT = flags.DEFINE_string("parent", None, "Workdir of the assistant to begin with.")
@@ -54,8 +54,7 @@ def definition(scale: str, sets: list[str], judge: str | None) -> tuple[Rounds, 
     own = SCALES[scale]()
     x = config.parse_sets(own, sets)
     x = x if judge is None else dataclasses.replace(x, judge=judge)
-    if min(x.demonstrations, x.prompts, x.heldout, x.samples) < 1 or x.responses < 2 or x.best_of < 2:
-        raise UserError("demonstrations, prompts, heldout and samples must be at least 1, responses and best_of 2")
+    check(x)
     return x, own
 
 

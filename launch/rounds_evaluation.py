@@ -102,7 +102,7 @@ def standings(p, runs: dict[str, Run], store: Store, annotator: str, picture: st
         names[f"{run.workdir}@{run.step}"] = name
         firsts |= {record_id(found[0]) for found in _heldout(p, run, store, 1)}
     pairwise.annotate(store, annotator, pairwise.by_scores(gold), chosen=lambda r: record_id(r) in firsts)
-    games = [g._replace(a=names[g.a], b=names[g.b]) for g in arena.games_of(store, [annotator])]
+    games = [g._replace(a=names[g.a], b=names[g.b]) for g in arena.games_of(store, [annotator], firsts)]
     result = arena.arena(games, next(iter(runs)), seed=p.x.seed)
     print(arena.table(result))
     try:

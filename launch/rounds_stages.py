@@ -46,6 +46,16 @@ class Place:
         return by_name(self.x.tools, None, self.root) if self.x.tools else None
 
 
+def check(x: Rounds) -> None:
+    """Raises `UserError` for a definition that cannot run."""
+    if min(x.demonstrations, x.prompts, x.heldout, x.samples) < 1 or x.responses < 2 or x.best_of < 2:
+        raise UserError("demonstrations, prompts, heldout and samples must be at least 1, responses and best_of 2")
+    if x.pool < x.prompts:
+        raise UserError(f"each round ranks responses to {x.prompts} new prompts, and pool has {x.pool}")
+    if "search" in x.tools:
+        raise UserError("tools of the rounds: calculator and python; what search finds no errand needs")
+
+
 # ---------------------------------------------------------------------------------------------------------- trainings
 def training(e: Experiment, own: Experiment, workdir, anew: bool) -> dict:
     """Trains, or goes on training, in `workdir`; `own` is what the definition is compared with."""

@@ -40,7 +40,7 @@ from jaxlm.run import exits, lineage, stages
 from jaxlm.run.load import load_run
 from jaxlm.run.stages import Stage
 from jaxlm.run.train import use_compilation_cache
-from launch import common, tour_assistant, tour_base, tour_feedback, tour_page
+from launch import common, rounds_stages, tour_assistant, tour_base, tour_feedback, tour_page
 
 SCALE = flags.DEFINE_enum("scale", "smoke", sorted(TOURS), "How large; see above.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder that holds everything of the tour.")
@@ -48,15 +48,26 @@ SET = flags.DEFINE_multi_string("set", [], "path=value in the definition, after 
 ONLY = flags.DEFINE_multi_string("only", [], "Run this stage alone; may be repeated.")
 REDO = flags.DEFINE_multi_string("redo", [], "Run this stage again from scratch; may be repeated.")
 
-TRAININGS = ("base", "assistant", "honest", "feedback", "verified")  # fields of the definition
-PARTS = ("base", "assistant", "honest", "feedback.sft", "feedback.reward", "feedback.ppo", "verified")  # experiments
+# Which stage trains what stands below a path of the definition.
+TRAINED = {
+    "base.": "pretrain",
+    "assistant.": "assist",
+    "honest.": "honest",
+    "feedback.sft.": "sft",
+    "feedback.reward.": "reward_1",
+    "feedback.ppo.": "ppo_1",
+    "feedback.": "demonstrate",
+    "verified.": "verify",
+}
 
 
 # ----------------------------------------------------------------------------------------------------------- the tour
 def definition(scale: str, sets: list[str], root: str) -> tuple[Tour, Tour]:
     """(the tour at this scale with `sets`, the same without), both as they run in the folder `root`."""
     own = TOURS[scale]()
-    return connected(config.parse_sets(own, sets), root), connected(own, root)
+    t = config.parse_sets(own, sets)
+    rounds_stages.check(t.feedback)
+    return connected(t, root), connected(own, root)
 
 
 def todo(t: Tour, base: Tour, root, command: str) -> list[Stage]:
@@ -86,32 +97,52 @@ def todo(t: Tour, base: Tour, root, command: str) -> list[Stage]:
     def tools(done, anew):
         return tour_assistant.tools(t, load_run(honest), root / "tools")
 
-    text, asked = ("base",), ("world", "talk", "seed", "asked")  # of the definition
     steps = (t.base.train.steps, t.assistant.train.steps, t.honest.train.steps)
-    assist, learn = trained(t.assistant, base.assistant, assistant), trained(t.honest, base.honest, honest)
+    asked = ("world", "talk", "seed", "asked")  # of the definition
+    text = ("curate", "tokenize", "pretrain")
+    talk = (*text, "assist")
+    known = (*talk, "probe", "honest")
+    own = {"reads": ("base",), "after": text}
     return [
-        Stage("curate", "reading and cleaning the text", lambda *_: tour_base.curate(t.base), text),
-        Stage("tokenize", "a vocabulary; cutting and packing the text", lambda *_: tour_base.tokenize(t.base), text),
-        Stage("pretrain", f"training for {steps[0]} steps", trained(t.base, base.base, run), text),
-        Stage("evaluate", "held-out text and small skills", lambda *_: tour_base.evaluate(t.base, run), text),
-        Stage("sample", "held-out beginnings continued", lambda *_: tour_base.sample(run, root / "report"), text),
-        Stage("assist", f"conversations, {steps[1]} steps", assist, ("assistant",)),
-        Stage("facts", "asking for facts before and after", facts, asked),
-        Stage("probe", "finding out what it knows", probe, (*asked, "probed", "samples")),
-        Stage("honest", f"what the probe wrote, {steps[2]} steps", learn, ("honest",)),
-        Stage("reprobe", "the same questions once more", reprobe, ("honest", "samples")),
-        Stage("tools", "with tools and without", tools, asked),
-        Stage("prompting", "more and fewer examples; all models side by side", prompting, (*asked, "shots")),
-        *tour_feedback.todo(t, base, root),
+        Stage("curate", "reading and cleaning the text", lambda *_: tour_base.curate(t.base), ("base",)),
+        Stage("tokenize", "a vocabulary; cutting and packing", lambda *_: tour_base.tokenize(t.base), ("base",)),
+        Stage("pretrain", f"training for {steps[0]} steps", trained(t.base, base.base, run), ("base",)),
+        Stage("evaluate", "held-out text and small skills", lambda *_: tour_base.evaluate(t.base, run), **own),
+        Stage("sample", "held-out beginnings continued", lambda *_: tour_base.sample(run, root / "report"), **own),
+        Stage(
+            "assist",
+            f"conversations, {steps[1]} steps",
+            trained(t.assistant, base.assistant, assistant),
+            reads=("assistant",),
+            after=text,
+        ),
+        Stage("facts", "asking for facts before and after", facts, asked, talk),
+        Stage("probe", "finding out what it knows", probe, (*asked, "probed", "samples"), talk),
+        Stage(
+            "honest",
+            f"what the probe wrote, {steps[2]} steps",
+            trained(t.honest, base.honest, honest),
+            reads=("honest",),
+            after=(*talk, "probe"),
+        ),
+        Stage("reprobe", "the same questions once more", reprobe, ("honest", "samples"), known),
+        Stage("tools", "with tools and without", tools, asked, known),
+        Stage("prompting", "more and fewer examples; all models side by side", prompting, (*asked, "shots"), known),
+        *tour_feedback.todo(t, base, root, known),
         Stage("report", "writing the page", report),
     ]
 
 
-def _check(root, t: Tour, todos: list[Stage], redo: list[str]) -> None:
+def _check(root, t: Tour, redo: list[str]) -> None:
     """Raises `UserError` where the folder has trainings of another definition that are not done again."""
-    again = {field for s in todos if s.name in redo for field in s.reads or TRAININGS}
-    lines = lineage.differences(root, t, tuple(f"{name}." for name in PARTS))
-    if lines := [line for line in lines if line.split(".")[0] in set(TRAININGS) - again]:
+    experiments = tuple(path for path in TRAINED if path != "feedback.")
+    again = tuple(path for path, stage in TRAINED.items() if stage in redo)
+
+    def kept(line: str) -> bool:
+        path = next((p for p in TRAINED if line.startswith(p)), None)
+        return path is not None and path not in again
+
+    if lines := [line for line in lineage.differences(root, t, experiments) if kept(line)]:
         raise UserError(f"{lineage.held(root, lines)}; choose another --workdir, or what to do again: --redo=STAGE")
 
 
@@ -123,7 +154,7 @@ def tour(workdir, scale: str, sets: list[str], only: list[str], redo: list[str])
         ["python -m launch.tour", f"--scale={scale}", *(f"--set='{s}'" for s in sets), f"--workdir={workdir}"]
     )
     todos = todo(t, base, root, command)
-    _check(root, t, todos, redo)
+    _check(root, t, redo)
     storage.make_dir(root)
     storage.write_json(root / "config.json", {"schema_version": config.SCHEMA_VERSION} | config.to_dict(t))
     use_compilation_cache()

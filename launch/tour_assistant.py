@@ -184,9 +184,7 @@ def _draw(out, before: list, summaries: dict[str, dict]) -> None:
 # ------------------------------------------------------------------------------------------------------------- tools
 def _registry(t: Tour, out) -> dict[str, Tool]:
     """The tools of the conversations, over what the world tells nowhere else."""
-    folder = storage.make_dir(out / "texts")
-    for name, text in talks.index_files(t.world):
-        storage.write_text(folder / name, text)
+    folder = talks.write_index_files(t.world, out / "texts")
     names = talk(t).tools
     try:
         return by_name(names, folder, out)

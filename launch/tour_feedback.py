@@ -10,7 +10,7 @@ from jaxlm.run.stages import Stage
 from launch import rounds_evaluation, rounds_stages
 from launch.rounds_stages import Place
 
-TOLD = ("pass@1", "pass@", "majority@", "greedy", "length")  # of a policy before and after, by how its metric begins
+TOLD = ("pass@", "majority@", "greedy", "length")  # of a policy before and after, by how its metric begins
 
 
 def place(t: Tour, own: Tour, root) -> Place:
@@ -18,18 +18,24 @@ def place(t: Tour, own: Tour, root) -> Place:
     return Place(t.feedback, own.feedback, root / "feedback", str(root / "honest"))
 
 
-def todo(t: Tour, own: Tour, root) -> list[Stage]:
-    """One round as launch.rounds runs it, reinforcement learning on checked rewards, and who wins against whom."""
+def todo(t: Tour, own: Tour, root, known: tuple[str, ...]) -> list[Stage]:
+    """One round as launch.rounds runs it, reinforcement learning on checked rewards, and who wins against whom.
+
+    known: the stages that lead to the assistant that knows its limits.
+    """
     p, verified = place(t, own, root), root / "verified"
-    steps = t.verified.train.steps
 
     def learn(done, anew):
         return verify(t, own, verified, anew)
 
+    found = rounds_stages.todo(p, 1)
+    names = [s.name for s in found]
+    found = [replace(s, reads=("feedback",), after=(*known, *names[:i])) for i, s in enumerate(found)]
+    every = (*known, *names, "verify")
     return [
-        *(replace(s, reads=("feedback",)) for s in rounds_stages.todo(p, 1)),
-        Stage("verify", f"checked rewards, {steps} rollouts", learn, ("verified",)),
-        Stage("arena", "all policies against each other", lambda *_: arena(p, root), ("feedback",)),
+        *found,
+        Stage("verify", f"checked rewards, {t.verified.train.steps} rollouts", learn, ("verified",), known),
+        Stage("arena", "all policies against each other", lambda *_: arena(p, root), ("feedback",), every),
     ]
 
 
@@ -41,7 +47,8 @@ def verify(t: Tour, own: Tour, workdir, anew: bool) -> dict:
         when: {k.removeprefix("eval/"): v for k, v in r.items() if k.removeprefix("eval/").startswith(TOLD)}
         for when, r in (("before", evaluated[0]), ("after", evaluated[-1]))
     }
-    print("; ".join(f"{k} {told['before'][k]:.3f} -> {v:.3f}" for k, v in told["after"].items()))
+    both = {k: v for k, v in told["after"].items() if k in told["before"]}
+    print("; ".join(f"{k} {told['before'][k]:.3f} -> {v:.3f}" for k, v in both.items()))
     return found | {"told": told, "problems": t.verified.objective.heldout_prompts}
 
 
@@ -50,7 +57,7 @@ def arena(p: Place, root) -> dict:
     folders = {
         "assistant": root / "assistant",
         "that knows its limits": root / "honest",
-        "many hands": p.policy(0),
+        **({} if p.x.sft is None else {"many hands": p.policy(0)}),
         "PPO": p.policy(1),
         "checked rewards": root / "verified",
     }

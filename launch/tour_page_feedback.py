@@ -8,7 +8,7 @@ def rankings(out: Page, results: dict, root) -> None:
     collected, found, learned = (results[n] for n in ("collect_1", "evaluate_1", "reward_1"))
     out.heading("Learning from rankings")
     out.paragraph(
-        "Demonstrations by many hands disagree on how to answer. What is wanted, rankings say: "
+        "What is wanted of an answer, where demonstrations by many hands disagree, rankings say: "
         f"{collected['rankings']} of them ({collected['pairs']} pairs) by {collected['annotator']} trained a reward "
         "model, and PPO the policy against it. Gold is what people are taken to want, measured on held-out errands "
         "and never trained on; best-of-n of the policy before, by the same reward model, is what PPO has to match at "

@@ -9,9 +9,10 @@ The text with a value in each slot is the user's message, and the model's reply 
 combinations come before one comes again. With "writes": "request" the text asks the model for a user's message, which
 it then replies to in a fresh conversation. "system": a system message of the conversation that is written.
 
-The templates are taken in turn. Thrown away, and counted: replies that ran into --max_tokens, are empty, shorter or
-longer than --characters, refuse, echo the request, are mostly no letters, go in circles, or are there already. Each
-line of --out has its "messages", for the chat source Messages, and its "source": model, template, slots, number, seed.
+The templates are taken in turn. Thrown away, and counted: what leaves no room for a reply, and replies that ran into
+--max_tokens, are empty, shorter or longer than --characters, refuse, echo the request, are mostly no letters, go in
+circles, or are there already. Each line of --out has its "messages", for the chat source Messages, and its "source":
+model, template, slots, number, seed.
 
 examples:
   python -m launch.write --workdir=runs/sft --templates=templates.jsonl --out=written.jsonl --count=2000
@@ -28,6 +29,7 @@ from absl import flags
 
 from jaxlm import storage
 from jaxlm.config import UserError
+from jaxlm.data.conversation import prompt_ids
 from jaxlm.feedback.lessons import write_lessons
 from jaxlm.feedback.written import FILTERS, WRITING, Filtered, characters, read_templates, write_conversations
 from jaxlm.run.load import load_run
@@ -45,7 +47,7 @@ TEMPLATES = flags.DEFINE_string("templates", None, "JSONL file of templates.")
 OUT = flags.DEFINE_string("out", None, "JSONL file for the conversations.")
 COUNT = flags.DEFINE_integer("count", 1000, "Conversations to try.", lower_bound=1)
 TEMPERATURE = flags.DEFINE_float("temperature", WRITING.temperature, "Of the samples.")
-MAX_TOKENS = flags.DEFINE_integer("max_tokens", WRITING.max_tokens, "End a text after this many tokens.", lower_bound=1)
+MAX_TOKENS = flags.DEFINE_integer("max_tokens", None, "End a text after so many; a third of the context if unset.", 1)
 CHARACTERS = flags.DEFINE_list("characters", ["2", "4000"], "Least and most characters of a reply that is kept.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the samples.", lower_bound=0)
 
@@ -64,9 +66,15 @@ def main() -> int:
     use_compilation_cache()
     run = load_run(WORKDIR.value, STEP.value)
     ask = functools.partial(reply, run.model, run.params, run.tokenizer, slots=SLOTS, limit=run.experiment.data.context)
-    sampling = Sampling(temperature=TEMPERATURE.value, max_tokens=MAX_TOKENS.value, seed=SEED.value)
+    context = run.experiment.data.context
+    most = context // 3 if MAX_TOKENS.value is None else MAX_TOKENS.value
+
+    def fits(prompt) -> bool:
+        return len(prompt_ids(prompt, run.tokenizer)) + most <= context
+
+    sampling = Sampling(temperature=TEMPERATURE.value, max_tokens=most, seed=SEED.value)
     filters, counts = {**FILTERS, "length": characters(least, most)}, Filtered()
-    made = write_conversations(ask, templates, COUNT.value, policy_of(run).name, filters, sampling, counts)
+    made = write_conversations(ask, templates, COUNT.value, policy_of(run).name, filters, sampling, counts, fits)
     rejected = ", ".join(f"{reason} {n}" for reason, n in counts.rejected.most_common()) or "none"
     print(f"{counts.written} conversations written, {counts.kept} kept; rejected: {rejected}")
     write_lessons(OUT.value, made)

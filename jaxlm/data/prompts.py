@@ -27,7 +27,7 @@ from jaxlm.data.tasks.prompt import Prompt, Split
 from jaxlm.data.tasks.walks import Walks
 from jaxlm.data.tasks.world import WorldTask
 from jaxlm.data.tokenizer import Bytes, Saved, Tokenizer
-from jaxlm.data.world.talk import Tool, index_files, tools_message
+from jaxlm.data.world.talk import Tool, tools_message, write_index_files
 from jaxlm.feedback import verifiers
 from jaxlm.feedback.scoring import Reward, each
 
@@ -82,12 +82,7 @@ def texts_to_search(cfg: Prompts, scratch) -> str | None:
     written below the folder `scratch`. None where nothing is searched."""
     if "search" not in cfg.tools or cfg.index is not None:
         return cfg.index
-    if not isinstance(cfg.task, WorldTask):
-        raise UserError("data.tools: search needs data.index, a folder of texts or an index of one")
-    folder = storage.make_dir(storage.path(scratch) / "texts")
-    for name, text in index_files(cfg.task.world):
-        storage.write_text(folder / name, text)
-    return str(folder)
+    return str(write_index_files(cfg.task.world, storage.path(scratch) / "texts"))
 
 
 def reward_of(cfg: Prompts) -> Reward:
@@ -116,6 +111,8 @@ def fingerprint(cfg: Prompts) -> str:
     task = config.to_dict(cfg.task)
     content = file.read(cfg.task)[1] if isinstance(cfg.task, PromptFile) else None
     task.pop("path", None)
+    if task.get("untold") == 0.0:  # the prompts are those of before there was this share
+        del task["untold"]
     searched = [] if cfg.index is None else [_contents(pathlib.Path(cfg.index))]
     return storage.sha256_text(json.dumps([VERSION, task, cfg.tools, content, *searched], sort_keys=True))
 
@@ -134,6 +131,8 @@ def check(cfg: Prompts) -> None:
         raise UserError(f"data.context must be at least 2, got {cfg.context}")
     if cfg.index is not None and "search" not in cfg.tools:
         raise UserError("data.index is for the tool search, which data.tools does not offer")
+    if "search" in cfg.tools and cfg.index is None and not isinstance(cfg.task, WorldTask):
+        raise UserError("data.tools: search needs data.index, a folder of texts or an index of one")
     at(cfg, "train", 0, 0)
     if not heldout(cfg, 1):
         raise UserError("data.task has no held-out prompts")

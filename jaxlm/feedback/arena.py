@@ -16,7 +16,7 @@ import collections
 import dataclasses
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -74,12 +74,18 @@ class Arena:
 
 
 # -------------------------------------------------------------------------------------------------------- the games
-def games_of(store: Store, annotators: Sequence[str] | None = None) -> list[Game]:
+def games_of(
+    store: Store, annotators: Sequence[str] | None = None, responses: Collection[str] | None = None
+) -> list[Game]:
     """Every two responses of different checkpoints that one ranking holds are a game; players are `workdir@step`.
 
-    Responses that were not sampled from a known checkpoint do not play.
+    Responses that were not sampled from a known checkpoint, or are not among these, do not play.
     """
-    players = {i: r.policy.name for i, r in store.records(Response) if r.policy is not None}
+    players = {
+        i: r.policy.name
+        for i, r in store.records(Response)
+        if r.policy is not None and (responses is None or i in responses)
+    }
     out = []
     for ranking in latest_rankings(store, annotators):
         placed = [(players[i], rank) for i, rank in zip(ranking.shown, ranking.ranks) if i in players]

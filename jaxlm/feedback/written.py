@@ -178,7 +178,7 @@ class Template:
             raise UserError(f"template {self.name}: slot {empty[0]!r} has no values")
         try:
             self.text.format(**dict.fromkeys(self.slots, ""))
-        except (AttributeError, KeyError, IndexError, ValueError) as e:
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as e:
             raise UserError(f"template {self.name}: its text has a slot without values, or a stray brace: {e}") from e
 
     def filled(self, index: int) -> dict[str, str]:
@@ -258,10 +258,12 @@ def write_conversations(
     filters: Mapping[str, Callable[[str, str], bool]] = FILTERS,
     sampling: Sampling = WRITING,
     counts: Filtered | None = None,
+    fits: Callable[[Conversation], bool] = lambda _: True,
 ) -> list[Lesson]:
     """Conversations that a model writes: `count` are tried, the templates in turn; those that pass all filters stay.
 
-    "finished" (a text that ran into the token limit) and "new" (a conversation that is there already) always apply.
+    "fits" (a prompt that the model has room for), "finished" (a text that ran into the token limit) and "new" (a
+    conversation that is there already) always apply.
     The provenance is template, slots, number, model and seed. `lessons.write_lessons` writes them.
     """
     counts = Filtered() if counts is None else counts
@@ -272,24 +274,32 @@ def write_conversations(
     turns = [(templates[i % len(templates)], i // len(templates)) for i in range(count)]
     jobs = [(t, number, t.filled(number)) for t, number in turns]
     requests = [t.text.format(**slots) for t, _, slots in jobs]
-    finished = [True] * count
+    fitting, finished = [True] * count, [True] * count
 
-    def have(step: str, chosen: list[int], conversations: list[Conversation]) -> list[str]:
+    def have(step: str, prompts: dict[int, Conversation]) -> dict[int, str]:
+        for i, prompt in prompts.items():
+            fitting[i] &= fits(prompt)
+        chosen = [i for i in prompts if fitting[i]]
         ids = [address(step, jobs[i][0].name, jobs[i][1]) for i in chosen]
-        replies = ask(conversations, sampling, sample_ids=ids) if chosen else []
+        replies = ask([prompts[i] for i in chosen], sampling, sample_ids=ids) if chosen else []
         for i, reply in zip(chosen, replies, strict=True):
             finished[i] &= reply.completion.finish_reason == "stop"
-        return [reply.message.text.strip() for reply in replies]
+        return dict.fromkeys(prompts, "") | {i: r.message.text.strip() for i, r in zip(chosen, replies)}
 
     asking = [i for i, (t, _, _) in enumerate(jobs) if t.writes == "request"]
-    for i, text in zip(asking, have("request", asking, [asked(requests[i]) for i in asking]), strict=True):
+    for i, text in have("request", {i: asked(requests[i]) for i in asking}).items():
         requests[i] = text
     prompts = [asked(r, t.system) for r, (t, _, _) in zip(requests, jobs)]
     out, seen = [], set()
-    for i, reply in enumerate(have("reply", list(range(count)), prompts)):
+    for i, reply in have("reply", dict(enumerate(prompts))).items():
         template, number, slots = jobs[i]
         key = (_plain(requests[i]), _plain(reply))
-        always = {"finished": lambda *_, i=i: finished[i], **filters, "new": lambda *_, key=key: key not in seen}
+        always = {
+            "fits": lambda *_, i=i: fitting[i],
+            "finished": lambda *_, i=i: finished[i],
+            **filters,
+            "new": lambda *_, key=key: key not in seen,
+        }
         if counts.first(always, requests[i], reply) is None:
             seen.add(key)
             source = {"made_by": "write_conversations", "model": model, "template": template.name, "slots": slots}

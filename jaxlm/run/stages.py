@@ -21,7 +21,8 @@ SCHEMA_VERSION = 1
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """run: (records of the stages before by name, whether to begin anew) -> JSON-able result.
-    reads: the keys of the definition that it depends on, besides what the stages before it made; unset, all.
+    after: the stages before it that it depends on; unset, all. reads: the keys of the definition that it depends on,
+    besides; unset, all.
 
     A result may carry `identity`: what the stages after it depend on; unset, the whole result is. It is what decides
     whether they are done, so it must not hold times or other noise.
@@ -31,6 +32,7 @@ class Stage:
     about: str
     run: Callable[[dict[str, dict], bool], dict]
     reads: Collection[str] | None = None
+    after: Collection[str] | None = None
 
 
 def _file(workdir, name: str):
@@ -76,7 +78,8 @@ def run(
     """Runs what is not done; returns the records of all stages that are.
 
     definition: JSON-able; a change of it makes every stage run again that reads what has changed.
-    only: nothing but these, whose forerunners must be done. redo: these run again from scratch though they are done.
+    only: nothing but these, whose forerunners must be done. redo: these run again from scratch though they are done;
+    one that was stopped on the way goes on.
     Raises `UserError` for an unknown name or a forerunner that is missing, and whatever a stage raises: what was done
     before stays done.
     """
@@ -87,7 +90,8 @@ def run(
     before = records(workdir, names)
     done: dict[str, dict] = {}
     for number, stage in enumerate(stages, 1):
-        made = [done[n]["identity"] if n in done else None for n in names[: number - 1]]
+        before_it = [n for n in names[: number - 1] if stage.after is None or n in stage.after]
+        made = [done[n]["identity"] if n in done else None for n in before_it]
         mine = definition if stage.reads is None else {k: definition[k] for k in stage.reads}
         inputs = _hash([mine, stage.name, made])
         record, label = before.get(stage.name), f"[{number}/{len(stages)}] {stage.name}"
@@ -98,12 +102,14 @@ def run(
             continue
         if good and stage.name not in redo:
             say(f"{label}: done before in {record['seconds']:.0f} s, skipped (--redo={stage.name} does it again)")
+            _begin(workdir, stage.name, _hash(made))
             done[stage.name] = record
             continue
         if missing := [n for n in names[: number - 1] if n not in done]:
             raise UserError(f"the stage {stage.name} needs {', '.join(missing)} first: leave --only out, or add them")
         say(f"{label}: {stage.about}")
-        anew = _begin(workdir, stage.name, _hash(made)) or stage.name in redo
+        anew = _begin(workdir, stage.name, _hash(made)) or (stage.name in redo and record is not None)
+        _file(workdir, stage.name).unlink(missing_ok=True)  # until it has ended again it is not done
         began = time.monotonic()
         result = stage.run(done, anew)
         result = json.loads(json.dumps(result))  # a later start reads it from the file: the same now

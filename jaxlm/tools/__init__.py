@@ -190,7 +190,7 @@ def by_name(names: Sequence[str], index: str | os.PathLike | None, scratch: str 
                 made.append(python_tool())
             case "search":
                 if index is None:
-                    raise UserError("the tool search needs an index: a folder of texts (--index, data.index of a run)")
+                    raise UserError("the tool search needs an index: a folder of texts")
                 if pathlib.Path(index).is_dir():
                     build_index(index, pathlib.Path(scratch) / "index.db")
                     index = pathlib.Path(scratch) / "index.db"

@@ -208,17 +208,20 @@ def test_another_definition_is_refused_and_harms_nothing(done):
     before = {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()}
     with pytest.raises(UserError, match=r"holds another experiment: base\.model\.width: 16 -> 32"):
         tour.tour(workdir, "smoke", [*sets, "base.model.width=32"], [], [])
-    for other, redo in (("honest.objective.doubt=2", ["assist"]), ("verified.seed=3", ["honest"])):
+    for other, redo in (
+        ("honest.objective.doubt=2", "reprobe"),
+        ("verified.seed=3", "honest"),
+        ("base.seed=3", "report"),
+    ):
         with pytest.raises(UserError, match="or what to do again: --redo=STAGE"):
-            tour.tour(workdir, "smoke", [*sets, other], [], redo)
+            tour.tour(workdir, "smoke", [*sets, other], [], [redo])
     assert {p: p.read_bytes() for p in workdir.rglob("*") if p.is_file()} == before
 
 
-def test_another_definition_of_what_is_done_again_is_welcome(done, tmp_path):
+def test_another_definition_of_what_is_done_again_is_welcome(done):
     workdir, sets, _ = done
     for other, redo in (("honest.objective.doubt=2", ["honest"]), ("feedback.ppo.seed=3", ["ppo_1"]), ("asked=9", [])):
-        t, base = tour.definition("smoke", [*sets, other], str(workdir))
-        tour._check(workdir, t, tour.todo(t, base, workdir, ""), redo)
+        tour._check(workdir, tour.definition("smoke", [*sets, other], str(workdir))[0], redo)
 
 
 def test_pretraining_again_keeps_the_former_run(done, monkeypatch, tmp_path):

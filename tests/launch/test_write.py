@@ -55,6 +55,8 @@ def test_a_file_to_be_fine_tuned_on(call, run, templates, tmp_path):
     assert all(c.messages[-1].text == "Of course" for c in found) and found[0].messages[0].text == "Be brief."
     lines = [json.loads(line) for line in (tmp_path / "written.jsonl").read_text().splitlines()]
     assert {line["source"]["template"] for line in lines} == {"explain", "again"}
+    with pytest.raises(UserError, match="no conversation came out"):
+        call(workdir=run, templates=templates, out=out + ".y", max_tokens=10_000)  # no room for a prompt beside it
     with pytest.raises(UserError, match="is there already"):
         call(workdir=run, templates=templates, out=out)
     with pytest.raises(UserError, match="no conversation came out"):

@@ -78,6 +78,26 @@ def test_a_stage_depends_on_what_it_reads(tmp_path):
     assert go_on({"x": 2, "y": 2}) == [("a", False), ("b", False), ("c", False)]
 
 
+def test_what_a_stage_does_not_come_after_does_not_begin_it_anew(tmp_path):
+    def go_on(first):
+        ran.clear()
+        a, b, c = three(first)
+        c = dataclasses.replace(c, run=lambda before, anew: ran.append(("c", anew)) or {"value": "c"}, after=())
+        stages.run(tmp_path, [a, b, c], {}, redo=["a"], say=lambda _: None)
+        return [entry[0] for entry in ran]
+
+    assert go_on("1") == ["a", "b", "c"] and go_on("2") == ["a", "b"]
+
+
+def test_a_redo_that_is_stopped_is_not_done_and_goes_on(tmp_path):
+    go(tmp_path, three())
+    with pytest.raises(ValueError, match="broken"):
+        go(tmp_path, three(fail=True), redo=["c"])
+    assert "c" not in stages.records(tmp_path, ["c"])
+    go(tmp_path, three(), redo=["c"])
+    assert [(name, anew) for name, _, anew in ran] == [("c", False)]
+
+
 def test_a_former_run_makes_room(tmp_path):
     for _ in range(2):
         (tmp_path / "run").mkdir()

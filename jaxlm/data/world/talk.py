@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Literal
 
-from jaxlm import config
+from jaxlm import config, storage
 from jaxlm.config import UserError
 from jaxlm.data.conversation import Conversation, Message, Part, tool_call
 from jaxlm.data.world import draws
@@ -137,6 +137,14 @@ def index_files(world: World) -> Iterator[tuple[str, str]]:
             yield f"{i}_{attribute}.txt", "\n\n".join(_entry(t, who, attribute)) + "\n"
 
 
+def write_index_files(world: World, folder):
+    """`index_files` in the folder, which is made; returns it."""
+    storage.make_dir(folder)
+    for name, text in index_files(world):
+        storage.write_text(folder / name, text)
+    return folder
+
+
 def found(t: Tables, who: Person, question: Question, call: Call | None = None, recollect: bool = False) -> Message:
     """Answered by searching `index_files`, after a recollection that fails where that is wanted."""
     thought = (recollection(t, who, question.attribute),) if recollect else ()
@@ -163,8 +171,8 @@ def _check(cfg: WorldConversations) -> None:
         raise UserError(f"turns must be at least 1, count at least 0, and {', '.join(chances)} from 0 to 1: {cfg.name}")
     if not 0 <= cfg.part[0] < cfg.part[1] <= 1:
         raise UserError(f"part must be two shares from 0 to 1, the lower first: {cfg.name} has {cfg.part}")
-    if cfg.search and "search" not in cfg.tools:
-        raise UserError('search questions need "search" among the tools')
+    if (cfg.search or cfg.look_up) and "search" not in cfg.tools:
+        raise UserError('search and look_up need "search" among the tools')
 
 
 def _shares(cfg: WorldConversations) -> dict[str, float]:
