@@ -118,7 +118,7 @@ def tiny() -> Tour:
     # about the many strangers teaches to copy names and values that no memory completes.
     talk = WorldConversations(count=80_000, facts=3.0, reading=3.0, problems=3.0, part=(0.0, 0.5), forget=0.05)
     searching = replace(
-        talk, search=0.7, look_up=0.15, invented=1.0, forget=0.0, tools=TOOLS, tool_share=0.7, part=(0.5, 1.0)
+        talk, search=0.7, look_up=0.08, invented=0.8, forget=0.0, tools=TOOLS, tool_share=0.7, part=(0.5, 1.0)
     )
     rest = sft_tiny().optimizer
     assistant = override(
@@ -135,7 +135,7 @@ def tiny() -> Tour:
         assistant,
         {
             "data.sources": (searching,),
-            "objective": NextToken(doubt=1.1),
+            "objective": NextToken(doubt=1.0),
             "train.steps": 1000,
         },
     )
