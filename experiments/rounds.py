@@ -16,7 +16,7 @@ from jaxlm.data.prompts import PromptFile, Prompts
 from jaxlm.data.world.manners import Mix
 from jaxlm.data.world.talk import Tool
 from jaxlm.feedback.parts import Function, Learned
-from jaxlm.optim.optimizers import AdamW
+from jaxlm.optim.optimizers import AdamW, Muon
 from jaxlm.optim.schedules import Linear
 from jaxlm.rl.kl import Fixed
 from jaxlm.rl.rewards import Replace
@@ -40,8 +40,8 @@ class Rounds:
     ppo: Experiment
     mix: Mix = Mix()
     tools: tuple[Tool, ...] = ("calculator",)  # offered with every prompt, needed or not
-    demonstrations: int = 4000
-    prompts: int = 320  # whose responses are ranked, new ones each round
+    demonstrations: int = 8000
+    prompts: int = 400  # whose responses are ranked, new ones each round
     responses: int = 5  # to each, which are ranked together
     pool: int = 4000  # prompts that PPO draws from, those of the rankings among them
     heldout: int = 120  # prompts of the held-out side, for all evaluations
@@ -59,11 +59,11 @@ def tiny() -> Rounds:
         sft_tiny(),
         {
             "data.sources": (Messages("demonstrations.jsonl", name="demonstrations"),),
-            "optimizer.lr": 1e-3,
-            "train.steps": 120,
+            "optimizer": Muon(lr=0.005),
+            "train.steps": 200,
             "train.log_every": 25,
-            "evaluation.every": 60,
-            "checkpoint.every": 60,
+            "evaluation.every": 100,
+            "checkpoint.every": 100,
         },
     )
     reward = override(
@@ -83,16 +83,16 @@ def tiny() -> Rounds:
     e = grpo_tiny()
     objective = replace(
         PPO, reward=(Learned("reward"), Function(GOLD, weight=0.0)), max_tokens=64, epochs=2, minibatches=2,
-        kl=Fixed(0.1), missing_stop=Replace(-2.0), heldout_prompts=24, heldout_samples=2,
+        kl=Fixed(0.3), missing_stop=Replace(-2.0), heldout_prompts=24, heldout_samples=2,
         critic=Critic("reward", optimizer=AdamW(lr=3e-4, weight_decay=0.0, eps=1e-5, schedule=Linear())),
     )  # fmt: skip
     ppo = override(
         replace(e, data=Prompts(task=PromptFile("prompts.jsonl"), context=192), objective=objective),
         {
-            "optimizer": AdamW(lr=2e-4, b2=0.98, weight_decay=0.0, eps=1e-5, schedule=Linear(warmup=2)),
-            "train.steps": 30,
+            "optimizer": AdamW(lr=1.5e-4, b2=0.98, weight_decay=0.0, eps=1e-5, schedule=Linear(warmup=2)),
+            "train.steps": 20,
             "train.batch_size": 96,
-            "evaluation.every": 30,
+            "evaluation.every": 20,
             "checkpoint.every": 5,
         },
     )
