@@ -140,7 +140,16 @@ def tiny() -> Tour:
         },
     )
     by_hand = replace(world, tasks=("spell", "count"))
-    verified = override(grpo_tiny(), {"data.task": WorldTask(by_hand), "data.context": 192, "objective.max_tokens": 64})
+    verified = override(
+        grpo_tiny(),
+        {
+            "data.task": WorldTask(by_hand),
+            "data.context": 192,
+            "objective.max_tokens": 64,
+            "optimizer.lr": 2e-4,
+            "evaluation.every": 50,
+        },
+    )
     return Tour(
         world=world,
         text=EmbeddedPython(weight=0.1),
