@@ -238,10 +238,11 @@ def test_what_is_asked_follows_from_definition_seed_and_place(problems):
     (Prompts(tools=("calculator",)), "called in conversations"),
     (Prompts(context=1), "context"),
     (Prompts(task=WorldTask(), index="texts"), "data.index is for the tool search"),
+    (Prompts(task=PromptFile("x.jsonl"), tools=("search",)), "search needs data.index"),
     (Prompts(task=WorldTask(untold=0.5)), "untold needs the tool search"),
     (Prompts(task=WorldTask(facts=0.7, untold=0.7), tools=("search",)), "together at most 1"),
     (Prompts(task=PromptFile("nowhere.jsonl")), "nowhere"),
-], ids=["tools", "context", "index", "untold", "shares", "path"])  # fmt: skip
+], ids=["tools", "context", "index", "texts", "untold", "shares", "path"])  # fmt: skip
 def test_bad_definitions_say_so(cfg, words):
     with pytest.raises(UserError, match=words):
         prompts.check(cfg)

@@ -290,7 +290,7 @@ def test_a_preflight_that_says_no_stops_where_that_is_wanted(experiment, tmp_pat
         ({"objective.samples": 3}, "no multiple of samples"),
         ({"data.context": 6}, "more than data.context=6"),
         ({"objective.reward": (Function("nowhere:f"),)}, "nowhere"),
-        ({"data.tools": ("search",)}, "called in conversations"),
+        ({"data.tools": ("calculator",)}, "called in conversations"),
         ({"data.tokenizer": None}, "only with a parent"),
     ],
     ids=lambda c: next(iter(c)) if isinstance(c, dict) else "",
