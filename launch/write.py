@@ -47,7 +47,7 @@ TEMPLATES = flags.DEFINE_string("templates", None, "JSONL file of templates.")
 OUT = flags.DEFINE_string("out", None, "JSONL file for the conversations.")
 COUNT = flags.DEFINE_integer("count", 1000, "Conversations to try.", lower_bound=1)
 TEMPERATURE = flags.DEFINE_float("temperature", WRITING.temperature, "Of the samples.")
-MAX_TOKENS = flags.DEFINE_integer("max_tokens", None, "End a text after so many; a third of the context if unset.", 1)
+MAX_TOKENS = flags.DEFINE_integer("max_tokens", 128, "End a text after this many tokens.")
 CHARACTERS = flags.DEFINE_list("characters", ["2", "4000"], "Least and most characters of a reply that is kept.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the samples.", lower_bound=0)
 
@@ -66,13 +66,11 @@ def main() -> int:
     use_compilation_cache()
     run = load_run(WORKDIR.value, STEP.value)
     ask = functools.partial(reply, run.model, run.params, run.tokenizer, slots=SLOTS, limit=run.experiment.data.context)
-    context = run.experiment.data.context
-    most = context // 3 if MAX_TOKENS.value is None else MAX_TOKENS.value
+    sampling = Sampling(temperature=TEMPERATURE.value, max_tokens=MAX_TOKENS.value, seed=SEED.value)
 
     def fits(prompt) -> bool:
-        return len(prompt_ids(prompt, run.tokenizer)) + most <= context
+        return len(prompt_ids(prompt, run.tokenizer)) + sampling.max_tokens <= run.experiment.data.context
 
-    sampling = Sampling(temperature=TEMPERATURE.value, max_tokens=most, seed=SEED.value)
     filters, counts = {**FILTERS, "length": characters(least, most)}, Filtered()
     made = write_conversations(ask, templates, COUNT.value, policy_of(run).name, filters, sampling, counts, fits)
     rejected = ", ".join(f"{reason} {n}" for reason, n in counts.rejected.most_common()) or "none"
