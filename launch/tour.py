@@ -14,7 +14,7 @@ whatever depends on its outcome; a run that has to make room stands beside it.
 Scales, all on a made-up world whose truth is known and on the text that every Python brings along (its documentation,
 docstrings and library source):
   smoke   minutes on 2 CPU cores: to see that everything runs; too small to learn much
-  tiny    under an hour on 2 CPU cores: to see it learn
+  tiny    about an hour on 2 CPU cores, not yet timed whole: to see it learn
   small   a GPU
 Your own text beside the world: --set='text=Files(path=FILE_OR_FOLDER)'. Any other setting of the definition, which is
 in experiments/tour.py: base.PATH, assistant.PATH, honest.PATH and verified.PATH are those of launch.train, and
@@ -48,7 +48,7 @@ SET = flags.DEFINE_multi_string("set", [], "path=value in the definition, after 
 ONLY = flags.DEFINE_multi_string("only", [], "Run this stage alone; may be repeated.")
 REDO = flags.DEFINE_multi_string("redo", [], "Run this stage again from scratch; may be repeated.")
 
-# Which stage trains what stands below a path of the definition.
+# Which stage trains what stands below a path of the definition: the first path that fits.
 TRAINED = {
     "base.": "pretrain",
     "assistant.": "assist",
