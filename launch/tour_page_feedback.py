@@ -5,6 +5,7 @@ from launch import rounds_page
 
 
 def rankings(out: Page, results: dict, root) -> None:
+    """One round of launch.rounds: results by stage, root the tour's folder."""
     collected, found, learned = (results[n] for n in ("collect_1", "evaluate_1", "reward_1"))
     out.heading("Learning from rankings")
     out.paragraph(
@@ -28,6 +29,7 @@ def rankings(out: Page, results: dict, root) -> None:
 
 
 def checked(out: Page, result: dict, root) -> None:
+    """What `tour_feedback.verify` found."""
     out.heading("Learning from checked answers")
     told = result["told"]
     out.paragraph(
@@ -43,6 +45,7 @@ def checked(out: Page, result: dict, root) -> None:
 
 
 def arena(out: Page, result: dict, root) -> None:
+    """What `tour_feedback.arena` found."""
     out.heading("Arena")
     out.paragraph("Elo by gold of one answer of each policy to the same held-out errands; the first has 1000.")
     rows = [[s["name"], s["elo"], f"{s['low']:.0f} to {s['high']:.0f}"] for s in result["standings"]]
