@@ -22,7 +22,7 @@ from jaxlm.feedback.scoring import scores
 from jaxlm.feedback.store import Store
 from jaxlm.interop.workdir import write_run, written_whole
 from jaxlm.nn import heads
-from jaxlm.run import checkpoint, exits, lineage, load, manifest, reward, rl
+from jaxlm.run import lineage, load, reward
 from jaxlm.run.experiment import Experiment
 from jaxlm.run.log import read_metrics
 from jaxlm.run.policy import policy_of
@@ -31,23 +31,14 @@ from jaxlm.sample.chat import Reply
 from jaxlm.sample.engine import Completion
 from jaxlm.steps import rollout
 from jaxlm.steps.rollout import Sample, Sampler
+from launch.training import training
 
 LABELS, POOL = 1, 2  # draws of their own, beside those of a run's evaluations
 SLOTS = 256  # answers decoded at once: many and short
-REPORTED = ("eval/all/loss", "eval/all/accuracy", "eval/reward", "eval/score")
 REFERENCE = 16  # samples of each prompt that the rewards' scales are set on
 
 
 # ------------------------------------------------------------------------------------------------------- the policy
-def training(e: Experiment, own: Experiment, workdir) -> dict:
-    """Trains, or goes on training; `own` is what the definition is compared with."""
-    if rl.run(e, workdir, own) != exits.EXIT_DONE:
-        raise exits.Stopped
-    step = checkpoint.newest(workdir)
-    last = {k: v for r in read_metrics(workdir) for k, v in r.items() if k in REPORTED}
-    return {"identity": manifest.read(workdir / "checkpoints" / str(step))["sha256"], "steps": step, "last": last}
-
-
 def task_of(a: Arm) -> Experiment:
     """A definition that asks what all of the arm ask."""
     return next(iter(a.rl.values()))[1]

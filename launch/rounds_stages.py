@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 
 from experiments.rounds import Rounds, demonstrated, of_round
 from jaxlm import storage
@@ -16,15 +15,15 @@ from jaxlm.feedback.gold import gold
 from jaxlm.feedback.lessons import Lesson, write_lessons
 from jaxlm.feedback.records import Response, record_id, to_line
 from jaxlm.feedback.store import Store
-from jaxlm.run import checkpoint, exits, manifest, reward, rl, rounds, world_tasks
+from jaxlm.run import checkpoint, manifest, reward, rounds, world_tasks
 from jaxlm.run.experiment import Experiment
 from jaxlm.run.load import load_experiment, load_run
-from jaxlm.run.log import read_metrics
 from jaxlm.run.policy import policy_of
-from jaxlm.run.stages import Stage, make_room
+from jaxlm.run.stages import Stage
 from jaxlm.sample.engine import Sampling
 from jaxlm.tools import by_name
 from launch import rounds_evaluation, rounds_page
+from launch.training import training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,20 +56,6 @@ def check(x: Rounds) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- trainings
-def training(e: Experiment, own: Experiment, workdir, anew: bool) -> dict:
-    """Trains, or goes on training, in `workdir`; `own` is what the definition is compared with."""
-    if anew:
-        make_room(workdir)
-    if rl.run(e, workdir, own) != exits.EXIT_DONE:
-        raise exits.Stopped
-    step = checkpoint.newest(workdir)
-    last = {k: v for r in read_metrics(workdir) for k, v in r.items() if k.startswith(("train/", "eval/"))}
-    identity = manifest.read(workdir / "checkpoints" / str(step))["sha256"]
-    timed = ("second", "utilization")  # what says nothing of the model; and bins without a pair have no accuracy
-    last = {k: v for k, v in last.items() if math.isfinite(v) and not any(t in k for t in timed)}
-    return {"identity": identity, "steps": step, "last": last}
-
-
 def demonstrate(p: Place) -> dict:
     """Writes demonstrations.jsonl, prompts.jsonl and heldout.jsonl."""
     talk, mix, tools = world_tasks.find_world(load_experiment(p.parent)), p.x.mix, p.x.tools

@@ -9,6 +9,7 @@ from jaxlm.run.log import read_metrics
 from jaxlm.run.stages import Stage
 from launch import rounds_evaluation, rounds_stages
 from launch.rounds_stages import Place
+from launch.training import training
 
 TOLD = ("pass@", "majority@", "greedy", "length")  # of a policy before and after, by how its metric begins
 
@@ -41,7 +42,7 @@ def todo(t: Tour, own: Tour, root, known: tuple[str, ...]) -> list[Stage]:
 
 def verify(t: Tour, own: Tour, workdir, anew: bool) -> dict:
     """Trains; what held-out problems say before and after."""
-    found = rounds_stages.training(t.verified, own.verified, workdir, anew)
+    found = training(t.verified, own.verified, workdir, anew)
     evaluated = [r for r in read_metrics(workdir) if "eval/pass@1" in r]
     told = {
         when: {k.removeprefix("eval/"): v for k, v in r.items() if k.removeprefix("eval/").startswith(TOLD)}
