@@ -20,6 +20,7 @@ def run(main) -> None:
         except flags.Error as e:
             fail(f"{str(e).splitlines()[0]} (see --help)")
         except SystemExit:  # absl has printed the help, and calls that a failure
+            sys.stdout.flush()
             sys.exit(0)
 
     def guarded(argv):
@@ -27,6 +28,7 @@ def run(main) -> None:
             fail(f"unexpected argument {argv[1]!r}: every option is --name=value (see --help)")
         try:
             code = main()
+            sys.stdout.flush()
             if code == exits.EXIT_PREEMPTED:
                 raise exits.Stopped
             sys.exit(code)
@@ -38,13 +40,14 @@ def run(main) -> None:
         except exits.Stopped:
             print("stopped and saved; the same command goes on from here", file=sys.stderr)
             sys.exit(exits.EXIT_PREEMPTED)
-        except BrokenPipeError:  # the reader of our output (head, less) has gone
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
 
     flags.FLAGS.set_gnu_getopt(True)
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it touches; --verbosity=0 brings that back
-    app.run(guarded, flags_parser=parse)
+    try:
+        app.run(guarded, flags_parser=parse)
+    except BrokenPipeError:  # the reader of our output (head, less) has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
 
 
 def fail(message: str) -> None:
