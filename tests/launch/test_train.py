@@ -90,3 +90,12 @@ def test_a_full_disk_ends_a_run_in_one_line_and_a_larger_one_lets_it_go_on(tmp_p
         subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
         done = launch(disk / "run", *arguments, cache=tmp_path / "cache")
         assert done.returncode == 0, done.stderr
+
+
+def test_a_help_text_whose_reader_has_gone():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "launch.train", "--help"]
+    done = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
