@@ -58,8 +58,9 @@ def connected(tour: Tour, root: str) -> Tour:
 
     def about(e: Experiment, *more) -> Experiment:
         talks = (replace(s, world=tour.world) if isinstance(s, WorldConversations) else s for s in e.data.sources)
-        told = replace(tour.world, name="told", weight=tour.replay)  # a name of its own among the sources
-        people = replace(tour.world, problems=0, validation=0)
+        # Nothing of the people whom all figures are about: what is known of them is from pretraining alone.
+        told = replace(tour.world, name="told", weight=tour.replay, told="train")
+        people = replace(tour.world, problems=0, validation=0, told="train")
         thoughts = Thoughts(people, weight=tour.thoughts, systems=(tools_message(TOOLS),))
         data = replace(e.data, sources=(*talks, thoughts, *more), replay=(told,))
         return replace(e, data=data, seed=e.seed + tour.seed)

@@ -358,6 +358,18 @@ def test_passing_people_are_named_in_one_text_and_never_asked_about():
     assert before == {i: text for i, text in found.items() if i in before}
 
 
+def test_of_the_training_side_alone_nobody_else_is_told():
+    world = dataclasses.replace(SMALL, problems=7, told="train")
+    every, found = dict(texts(dataclasses.replace(world, told="all"))), dict(texts(world))
+    assert found.items() < every.items() and len(found) == sum(size(world))
+    others = [p.name for p in people_of(world) if p.split == "heldout" and p.mentioned]
+    training = {i: text for i, text in found.items() if i.startswith("train/")}
+    assert others and not any(name in text for name in others for text in training.values())
+    left_out = {i.split("/")[2] for i in every.keys() - found.keys()}
+    assert len(left_out) == len(others)
+    assert fingerprint(world) != fingerprint(dataclasses.replace(world, told="all"))
+
+
 def test_validation_is_in_heldout_sentences():
     read, everyone = Reader(SMALL), people_of(SMALL)
     found = biographies(SMALL, "heldout/bio/")

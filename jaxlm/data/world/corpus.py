@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from jaxlm import config
@@ -30,16 +30,17 @@ Task = Literal["arithmetic", "graph", "spell", "count", "reverse"]
 class World:
     """People and problems. Everything in it follows from the fields, `name` and `weight` aside.
 
-    Its text: every biography of every mentioned person, one of each passing person, `problems` worked problems and
-    `questions` answered questions, all in one random order (ids `train/...`); then `validation` documents of held-out
-    kinds (ids `heldout/...`). Split it with `ById`, or a fact told once may be told in validation alone. Curation
-    leaves it as it is.
+    Its text: every biography of every mentioned person (or of those who are `told`), one of each passing person,
+    `problems` worked problems and `questions` answered questions, all in one random order (ids `train/...`); then
+    `validation` documents of held-out kinds (ids `heldout/...`). Split it with `ById`, or a fact told once may be told
+    in validation alone. Curation leaves it as it is.
     """
 
     name: str = "world"
     weight: float = 1.0
     seed: int = 0
     people: People = People()
+    told: Literal["all", "train"] = "all"  # whose biographies: of all mentioned people, or of the training side alone
     problems: int = 0  # documents with a worked problem of the training side
     questions: int = 0  # documents with a question about a person of the training side, on facts told often
     validation: int = (
@@ -91,10 +92,15 @@ def _asked(t: Tables, index: int) -> Question:
     return fact_question(who, d.choice([a for a in t.people.attributes if who.known[a] == "often"]), d.below(2**32))
 
 
+def _told(world: World) -> Sequence[int]:
+    """The people who have biographies."""
+    return range(world.people.count) if world.told == "all" else persons(world_tables(world), "train", True)
+
+
 def size(world: World) -> tuple[int, int]:
     """(training documents, validation documents)"""
     people = world.people
-    train = people.count * people.augmentation.exposures + people.passing + world.problems + world.questions
+    train = len(_told(world)) * people.augmentation.exposures + people.passing + world.problems + world.questions
     return train, min(world.validation, people.count * (2 if world.problems else 1))
 
 
@@ -109,11 +115,11 @@ def _document(world: World, t: Tables, index: int, train: int, validation: int) 
     if index >= train:
         return _validation(world, t, index - train)
     index = permuted(index, train, t.seed, draws.DOCUMENTS)
-    exposures = t.people.augmentation.exposures
-    if index < t.people.count * exposures:
-        who, exposure = divmod(index, exposures)
-        return f"train/bio/{who}/{exposure}", biography(t, person(t, who), exposure)
-    index -= t.people.count * exposures
+    exposures, told = t.people.augmentation.exposures, _told(world)
+    if index < len(told) * exposures:
+        at, exposure = divmod(index, exposures)
+        return f"train/bio/{told[at]}/{exposure}", biography(t, person(t, told[at]), exposure)
+    index -= len(told) * exposures
     if index < world.problems:
         p = problem(world, "train", index)
         return f"train/problem/{index}", written(p.question, p.solution)
@@ -139,7 +145,12 @@ def texts(world: World) -> Iterator[tuple[str, str]]:
         yield _document(world, t, index, train, validation)
 
 
+def deciding(world: World) -> dict:
+    """The fields that decide its text: without name and weight."""
+    later = {"told": "all"}  # a field that came after texts had been read, where it changes nothing of them
+    return {k: v for k, v in config.to_dict(world).items() if k not in ("name", "weight") and later.get(k) != v}
+
+
 def fingerprint(world: World) -> str:
     """Hex SHA-256 of all that decides the text; not of name and weight."""
-    fields = {k: v for k, v in config.to_dict(world).items() if k not in ("name", "weight")}
-    return hashlib.sha256(json.dumps([VERSION, fields], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([VERSION, deciding(world)], sort_keys=True).encode()).hexdigest()

@@ -18,7 +18,7 @@ from jaxlm.data.world import draws
 from jaxlm.data.world.answers import ASKED_FOR, MARK, refusal
 from jaxlm.data.world.arithmetic import Problem
 from jaxlm.data.world.biographies import passage, statement
-from jaxlm.data.world.corpus import VERSION, World, problem, world_tables
+from jaxlm.data.world.corpus import VERSION, World, deciding, problem, world_tables
 from jaxlm.data.world.draws import Draws
 from jaxlm.data.world.identity import Assistant, identity_question, system_question
 from jaxlm.data.world.people import Attribute, Person, Split, Tables, everybody, person
@@ -303,9 +303,8 @@ def conversations(cfg: WorldConversations, split: Split = "train", call: Call | 
 
 def fingerprint(cfg: WorldConversations) -> str:
     """Hex SHA-256 of all that decides the conversations; not of name and weight."""
-    fields = config.to_dict(cfg)
-    for node in (fields, fields["world"]):
-        node.pop("name"), node.pop("weight")
+    fields = config.to_dict(cfg) | {"world": deciding(cfg.world)}
+    del fields["name"], fields["weight"]
     for later in ("invented", "look_up"):  # where they are 0 the conversations are those of before they were
         if not fields[later]:
             del fields[later]
