@@ -88,7 +88,7 @@ def addition_sft() -> Experiment:
         model=MIDDLE,
         data=replace(e.data, sources=(Addition(count=100_000),), context=64),
         optimizer=replace(e.optimizer, lr=2e-3),
-        train=Train(steps=2000, batch_size=16, log_every=50),
+        train=Train(steps=3000, batch_size=16, log_every=50),
         evaluation=Evaluation(every=400),
         checkpoint=Checkpointing(every=400),
     )
