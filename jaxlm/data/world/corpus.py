@@ -40,7 +40,7 @@ class World:
     weight: float = 1.0
     seed: int = 0
     people: People = People()
-    told: Literal["all", "train"] = "all"  # whose biographies: of all mentioned people, or of the training side alone
+    told: Literal["all", "train", "none"] = "all"  # whose biographies: of all mentioned people, the training side, none
     problems: int = 0  # documents with a worked problem of the training side
     questions: int = 0  # documents with a question about a person of the training side, on facts told often
     validation: int = (
@@ -93,7 +93,9 @@ def _asked(t: Tables, index: int) -> Question:
 
 
 def _told(world: World) -> Sequence[int]:
-    """The people who have biographies."""
+    """The mentioned people who have biographies."""
+    if world.told == "none":
+        return ()
     return range(world.people.count) if world.told == "all" else persons(world_tables(world), "train", True)
 
 
