@@ -55,14 +55,17 @@ def grpo(parent: str, task: Walks, load: Load, seed: int) -> Experiment:
 
 
 def dpo(parent: str, pairs: str, load: Load, seed: int) -> Experiment:
-    """DPO from a file of pairs, one pair a row of a batch, with the optimizer of walks_grpo."""
+    """DPO from a file of pairs, one pair a row of a batch, with walks_grpo's optimizer but for its large eps, which is for
+    the noise of rewards."""
     e = walks_grpo()
+    optimizer = dataclasses.replace(e.optimizer, lr=1e-4, eps=1e-5)
     data = Preferences(
         sources=(Comparisons(pairs, as_text=True),), valid_fraction=VALID, context=2 * CONTEXT, answers=2
     )
     return dataclasses.replace(
-        e, data=data, objective=Preference(Dpo(beta=0.1)), **_around(Train(batch_size=load.pairs), parent, load, seed)
-    )
+        e, data=data, objective=Preference(Dpo(beta=0.1)), optimizer=optimizer,
+        **_around(Train(batch_size=load.pairs), parent, load, seed),
+    )  # fmt: skip
 
 
 def _around(train: Train, parent: str, load: Load, seed: int) -> dict:
