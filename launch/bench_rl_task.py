@@ -55,8 +55,7 @@ def grpo(parent: str, task: Walks, load: Load, seed: int) -> Experiment:
 
 
 def dpo(parent: str, pairs: str, load: Load, seed: int) -> Experiment:
-    """DPO from a file of pairs, one pair a row of a batch, with walks_grpo's optimizer but for its large eps, which is for
-    the noise of rewards."""
+    """DPO from a file of pairs, one pair a row of a batch, with walks_grpo's optimizer but for its large eps."""
     e = walks_grpo()
     optimizer = dataclasses.replace(e.optimizer, lr=1e-4, eps=1e-5)
     data = Preferences(
