@@ -49,7 +49,7 @@ class Tour:
     # Tokens of the world's text for one of conversation, so that what was told stays known, and within reach there.
     replay: float = 0.4  # as it is
     thoughts: float = 0.7  # as thoughts of the assistant: its people alone
-    lessons: float = 0.035  # of the probe's lessons for one of conversation: few, since too often is by heart
+    lessons: float = 0.05  # of the probe's lessons for one of conversation: few, since too often is by heart
     seed: int = 0  # added to the seed of each training
 
 
@@ -58,9 +58,8 @@ def connected(tour: Tour, root: str) -> Tour:
 
     def about(e: Experiment, *more) -> Experiment:
         talks = (replace(s, world=tour.world) if isinstance(s, WorldConversations) else s for s in e.data.sources)
-        # Nothing of the people whom all figures are about: what is known of them is from pretraining alone.
-        told = replace(tour.world, name="told", weight=tour.replay, told="train")
-        people = replace(tour.world, problems=0, validation=0, told="train")
+        told = replace(tour.world, name="told", weight=tour.replay)  # a name of its own among the sources
+        people = replace(tour.world, problems=0, validation=0)
         thoughts = Thoughts(people, weight=tour.thoughts, systems=(tools_message(TOOLS),))
         data = replace(e.data, sources=(*talks, thoughts, *more), replay=(told,))
         return replace(e, data=data, seed=e.seed + tour.seed)
@@ -119,7 +118,7 @@ def tiny() -> Tour:
     # about the many strangers teaches to copy names and values that no memory completes.
     talk = WorldConversations(count=80_000, facts=3.0, reading=3.0, problems=3.0, part=(0.0, 0.5), forget=0.05)
     searching = replace(
-        talk, search=0.7, look_up=0.1, invented=0.8, forget=0.0, tools=TOOLS, tool_share=0.7, part=(0.5, 1.0)
+        talk, search=0.7, look_up=0.08, invented=0.8, forget=0.0, tools=TOOLS, tool_share=0.7, part=(0.5, 1.0)
     )
     rest = sft_tiny().optimizer
     assistant = override(
@@ -137,7 +136,7 @@ def tiny() -> Tour:
         {
             "data.sources": (searching,),
             "objective": NextToken(doubt=1.0),
-            "train.steps": 1500,
+            "train.steps": 1000,
         },
     )
     by_hand = replace(world, tasks=("spell", "count"))
