@@ -37,12 +37,6 @@ def whiten(x, mask, keep_mean: bool = False, ddof: int = 0):
     return jnp.where(mask, white + center if keep_mean else white, 0)
 
 
-def last_true(mask):
-    """Index of the last true entry along the last dim, int32; 0 where there is none."""
-    index = jax.lax.broadcasted_iota(jnp.int32, mask.shape, mask.ndim - 1)
-    return jnp.max(jnp.where(mask, index, 0), axis=-1)
-
-
 def segment_sum(x_BT, mask_BT, segments_BT, count: int):
     """Sums over the true entries of each segment, [B, count]; segments above `count` are left out."""
     # A compare and a sum, not a scatter: the same bits each time on every kind of device.
@@ -53,12 +47,6 @@ def segment_sum(x_BT, mask_BT, segments_BT, count: int):
 def at_last(x_BT, mask_BT, segments_BT, count: int):
     """[B, count]: x at the last true entry of each segment, such as a score at the last real token; 0 without one."""
     return segment_sum(x_BT, last_of_segments(mask_BT, segments_BT), segments_BT, count)
-
-
-def spread(x_BS, segments_BT):
-    """[B, T]: to every position what its segment has in x_BS, 0 at padding."""
-    column = jnp.clip(segments_BT - 1, 0, x_BS.shape[1] - 1)
-    return jnp.where(segments_BT > 0, jnp.take_along_axis(x_BS, column, axis=1), 0)
 
 
 def over_segment(x_BT, mask_BT, segments_BT):
@@ -91,8 +79,3 @@ def next_true(mask_BT, segments_BT):
 def last_of_segments(mask_BT, segments_BT):
     """Bool [B, T]: true at the last true entry of each segment."""
     return mask_BT & (segments_BT > 0) & ~next_true(mask_BT, segments_BT)[1]
-
-
-def up_to_first(mask_BT, segments_BT):
-    """Bool [B, T]: true up to and with the first true entry of a position's segment, or all through one without."""
-    return ~next_true(mask_BT[:, ::-1], segments_BT[:, ::-1])[1][:, ::-1]

@@ -27,6 +27,7 @@ import numpy as np
 from jaxlm.config import UserError
 
 TIMEOUT = 120.0  # seconds for a batch
+_LARGEST = float(np.finfo(np.float32).max)  # what an update computes with: beyond it a reward would be infinite there
 _STACK = 8  # frames of a hanging function that are looked at for one outside the standard library
 
 # Which part of a reward, and which sample, is being scored: read when a function raises or hangs.
@@ -235,7 +236,7 @@ def _value(value, parts: tuple[str, ...], sample: int, size: int) -> float | Non
             value = float(value)
         except OverflowError:
             value = math.inf
-        wrong = "" if math.isfinite(value) else str(value)
+        wrong = "" if abs(value) <= _LARGEST else str(value)  # which a NaN is not
     if wrong:
         raise RewardError(f"{_where(parts, sample, size)}: it gave {wrong}; a finite number or None is wanted")
     return value

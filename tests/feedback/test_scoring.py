@@ -58,6 +58,7 @@ def test_numbers_become_floats_and_none_stays(timeout):
         ([1.0, math.nan, 2.0], "sample 1 of 3: it gave nan; a finite number"),
         ([1.0, 2.0, -math.inf], "sample 2 of 3: it gave -inf"),
         ([10**400, 0, 0], "sample 0 of 3: it gave inf"),
+        ([0, 1e39, 0], "sample 1 of 3: it gave 1e\\+39; a finite number"),  # no float32 is as large
         ([0.0, "1.0", 0.0], r"sample 1 of 3: it gave '1.0' \(str\)"),
         ([0.0, [1.0], 0.0], r"sample 1 of 3: it gave \[1.0\] \(list\)"),
         ([0.0, 1j, 0.0], "sample 1"),

@@ -29,7 +29,7 @@ class Mutation:
 
 def functions(names: dict, module: str) -> Iterator[tuple[str, types.FunctionType]]:
     for name, x in names.items():
-        x = inspect.unwrap(x) if callable(x) else x
+        x = x.fget if isinstance(x, property) else inspect.unwrap(x) if callable(x) else x
         if getattr(x, "__module__", None) != module:
             continue
         if isinstance(x, types.FunctionType):

@@ -94,19 +94,16 @@ def mean_is_over_true_entries():
 def last_token_is_the_last_real_one():
     segments, mask = ids(1, 1, 1, 2, 2, 0), true(0, 1, 0, 1, 1, 0)
     x = row(2, 7, NAN, 3, 5, NAN)
-    of_mask = (masked.next_true, masked.last_of_segments, masked.up_to_first)
-    (at, same), last, first = now(lambda *a: [f(*a) for f in of_mask], mask, segments)
+    of_mask = (masked.next_true, masked.last_of_segments)
+    (at, same), last = now(lambda *a: [f(*a) for f in of_mask], mask, segments)
     near(at, ids(1, 3, 3, 4, *[WIDTH - 1] * 8))
     near(same, true(1, 0, 0, 1))
     near(last, true(0, 1, 0, 0, 1, 0))
-    near(first, true(1, 1, 0, 1, 0, *[1] * 7))
-    near([masked.last_true(m)[0] for m in (true(1, 0, 1, 0), true(*[1] * WIDTH), true())], [2, WIDTH - 1, 0])
     of_segments = (masked.at_last, masked.segment_sum)
     score, total = now(lambda *a: [f(*a, WIDTH) for f in of_segments], x, mask, segments)
     near(score, out(7, 5))
     near(total, out(7, 8))
     near(now(masked.over_segment, x, mask, segments), out(7, 7, 7, 8, 8, 0))
-    near(masked.spread(out(7, 8, NAN), segments), out(7, 7, 7, 8, 8, 0))
 
 
 # --------------------------------------------------------------------------------------------------------------- KL
@@ -153,9 +150,6 @@ def adaptive_kl():
 # ---------------------------------------------------------------------------------------------------------- rewards
 @oracle
 def rewards_stay_floats():
-    scores, valid = rewards.as_scores([1, 0.7, None, -0.3, True])
-    near(scores, [1, 0.7, 0, -0.3, 1])
-    assert scores.dtype == np.float32 and valid.tolist() == [True, True, False, True, True]
     segments, mask = ids(1, 2), true(1, 1)
     near(rewards.token_rewards(ids(0, 0), row(0.7, -0.3), mask, segments, 0.1), out(0.7, -0.3))
 
@@ -170,62 +164,12 @@ def rewards_by_hand():
     near(masked.segment_sum(got, mask, segments, WIDTH), out(5 - 0.1 * 5, 7 + 0.1))
 
 
-EOS = 9
-
-
-@oracle
-def stop_tokens():
-    """The response goes up to and with its first stop token; one in the prompt or after it does not count."""
-    # The first segment: 2 tokens of prompt, 3 of response, 2 of garbage; the second: 2 and 2, cut off by its length.
-    tokens = ids(EOS, 3, 4, 5, EOS, 6, EOS, EOS, 3, 4, 4, 0)
-    segments = ids(1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 0)
-    response = true(0, 0, 1, 1, 1, 1, 1, 0, 0, 1, 1, 0)
-
-    def outcome(tokens, response, segments):
-        kept = rewards.until_stop(tokens, response, segments, (EOS, 11))
-        return kept, *(rewards.ended(tokens, kept, segments, stops) for stops in ((EOS, 11), (4, 11)))
-
-    kept, by_eos, by_4 = now(outcome, tokens, response, segments)
-    near(kept, true(0, 0, 1, 1, 1, 0, 0, 0, 0, 1, 1, 0))
-    near(by_eos, true(1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0))
-    near(by_4, true(0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 0))
-
-
 @oracle
 def missing_stop():
     scores, ended = row(0.7, 0.7, rest=0), true(1, 0, *[1] * 10)
     near(rewards.for_missing_stop(scores, ended, None), out(0.7, 0.7))
     near(rewards.for_missing_stop(scores, ended, rewards.Replace(-1.0)), out(0.7, -1.0))
     near(rewards.for_missing_stop(scores, ended, rewards.Subtract(1.0)), out(0.7, -0.3))
-
-
-@oracle
-def garbage_after_the_stop_changes_nothing():
-    segments, response = ids(1, 1, 1, 1, 1, 1), true(0, 1, 1, 1, 1, 1)
-
-    def outcome(tokens, logprobs, values):
-        mask = rewards.until_stop(tokens, response, segments, (EOS,))
-        estimates = kl.estimate("k1", logprobs, 0.5 * logprobs, mask)
-        r = rewards.token_rewards(estimates, jnp.full_like(logprobs, 0.7), mask, segments, 0.1)
-        a, _ = advantage.gae(r, values, mask, segments, 1.0, 0.95)
-
-        def loss(logprobs):
-            terms, _ = policy.policy_loss(
-                policy.PolicyLoss(ratio=policy.SequenceRatio(), aggregation=policy.SequenceMean()),
-                logprobs, mask_BT=mask, segments_BT=segments, advantages_BT=a, old_logprobs_BT=0.99 * logprobs,
-            )  # fmt: skip
-            return terms["policy"][1]
-
-        return r, a, *jax.value_and_grad(loss)(logprobs)
-
-    outcome = jax.jit(outcome)
-    one, other = (
-        outcome(ids(EOS, 3, 4, EOS, *tokens), row(NAN, -1, -2, -0.5, *floats), row(NAN, 0.2, 0.3, 0.4, *floats))
-        for tokens, floats in (((EOS, 5), (-40, NAN)), ((1, 2), (3, 4)))
-    )
-    for got, want in zip(one, other, strict=True):
-        np.testing.assert_array_equal(got, want)
-        assert np.isfinite(np.asarray(got)).all()
 
 
 @oracle
@@ -240,13 +184,6 @@ def reward_gain_and_bias():
     gain, bias = rewards.gain_and_bias([1, 3, 5], mean=2.0, std=0.5)
     out = gain * np.asarray([1, 3, 5]) + bias
     near((out.mean(), out.std()), (2, 0.5))
-
-
-@oracle
-def process_rewards():
-    mask = np.asarray([[0, 1, 1, 0], [0, 0, 1, 1]], bool)
-    got = rewards.step_rewards([0.5, 1, 0.25, None], [0, 0, 1, 1], [1, 2, 3, 2], mask)
-    near(got, [[0, 0.5, 1, 0], [0, 0, 0, 0.25]])
 
 
 # ------------------------------------------------------------------------------------------------------- advantages

@@ -48,35 +48,12 @@ MUTATIONS = (
         oracles.adaptive_kl,
     ),
     Mutation(
-        "EOS off by one: the stop token is cut off",
-        rewards,
-        "return mask_BT & masked.up_to_first(mask_BT & stop, segments_BT)",
-        "return mask_BT & masked.up_to_first(mask_BT & stop, segments_BT) & ~stop",
-        oracles.stop_tokens,
-    ),
-    Mutation(
-        "EOS off by one: a token after the stop is kept",
-        rewards,
-        "masked.up_to_first(mask_BT & stop, segments_BT)",
-        "masked.up_to_first(jnp.roll(mask_BT & stop, 1, axis=1), segments_BT)",
-        oracles.garbage_after_the_stop_changes_nothing,
-    ),
-    Mutation(
-        "a stop token in the prompt counts",
-        rewards,
-        "masked.up_to_first(mask_BT & stop, segments_BT)",
-        "masked.up_to_first(stop, segments_BT)",
-        oracles.stop_tokens,
-    ),
-    Mutation(
         "the penalty for a missing stop goes to those who stopped",
         rewards,
         "jnp.where(has_ended, scores, other)",
         "jnp.where(has_ended, other, scores)",
         oracles.missing_stop,
     ),
-    Mutation("integer rewards, on the host", rewards, "r in rewards], np.float32)", "r in rewards], np.int32)",
-             oracles.rewards_stay_floats),
     Mutation(
         "integer rewards, in the buffer",
         rewards,
@@ -122,7 +99,7 @@ MUTATIONS = (
         "sum(jnp.nan_to_num(x_BT[..., None]), own, axis=1)",
         oracles.last_token_is_the_last_real_one,
     ),
-    Mutation("segments are numbered from 0", masked, "jnp.clip(segments_BT - 1,", "jnp.clip(segments_BT,",
+    Mutation("segments are numbered from 0", masked, "jnp.arange(1, count + 1,", "jnp.arange(count,",
              oracles.last_token_is_the_last_real_one),
     Mutation(
         "the score is read at a pad",
@@ -131,8 +108,6 @@ MUTATIONS = (
         "last_of_segments(jnp.ones_like(mask_BT), jnp.ones_like(segments_BT)), segments_BT + 1, count)",
         oracles.last_token_is_the_last_real_one,
     ),
-    Mutation("the last true entry is the last one", masked, "jnp.max(jnp.where(mask, index, 0), axis=-1)",
-             "jnp.max(index, axis=-1)", oracles.last_token_is_the_last_real_one),
     Mutation(
         "GAE is carried across tool tokens",
         advantage,

@@ -14,7 +14,7 @@ from jaxlm.losses import policy, preference
 from jaxlm.rl import advantage, kl, rewards
 from tests.rl import oracles
 
-N, LONGEST, STOP = 6, 6, 0
+N, LONGEST = 6, 6
 FLOATS = ("logprobs", "old", "ref", "rollout", "entropy", "values", "old_values", "score")
 LOSS = policy.PolicyLoss(
     ratio=policy.SequenceRatio(clip_low=0.1, clip_high=0.1),
@@ -26,10 +26,16 @@ LOSS = policy.PolicyLoss(
 AGGREGATIONS = [how for how, _ in oracles.AGGREGATED]
 
 
+def to_tokens(x_BS, segments_BT):
+    """To every position what its segment has, 0 at padding."""
+    at = jnp.clip(segments_BT - 1, 0, x_BS.shape[1] - 1)
+    return jnp.where(segments_BT > 0, jnp.take_along_axis(x_BS, at, axis=1), 0)
+
+
 def outcome(aggregation, batch):
     """(per batch, per token) of everything that takes segments."""
     segments, f = batch["segments"], {name: batch[name] for name in FLOATS}
-    mask = rewards.until_stop(batch["tokens"], batch["sampled"], segments, (STOP,))
+    mask = batch["sampled"]
     estimates = kl.estimate("k3", f["old"], f["ref"], mask)
     r = rewards.token_rewards(estimates, f["score"], mask, segments, 0.3)
     advantages, returns = advantage.gae(r, f["old_values"], mask, segments, 0.9, 0.8)
@@ -46,13 +52,11 @@ def outcome(aggregation, batch):
     (_, sums), gradient = jax.value_and_grad(loss, has_aux=True)({k: f[k] for k in ("logprobs", "entropy", "values")})
     count = segments.shape[1]
     per_token = {
-        "mask": mask,
-        "ended": rewards.ended(batch["tokens"], mask, segments, (STOP,)),
         "rewards": r,
         "advantages": advantages,
         "returns": returns,
-        "logprob sums": masked.spread(preference.sequence_logprobs(f["logprobs"], mask, segments, count), segments),
-        "at last": masked.spread(masked.at_last(f["values"], mask, segments, count), segments),
+        "logprob sums": to_tokens(preference.sequence_logprobs(f["logprobs"], mask, segments, count), segments),
+        "at last": to_tokens(masked.at_last(f["values"], mask, segments, count), segments),
         "gradient": gradient,
     }
     explained = advantage.explained_variance(f["old_values"], returns, mask)
@@ -64,15 +68,14 @@ compiled = jax.jit(functools.partial(outcome, LOSS))
 
 
 def arranged(sequences, places, shape):
-    """The fields as rows: sequence i at `places[i]` = (row, column, segment); NaN and stray tokens elsewhere."""
+    """The fields as rows: sequence i at `places[i]` = (row, column, segment); NaN elsewhere."""
     batch = {
-        "tokens": np.full(shape, STOP, np.int32),
         "sampled": np.zeros(shape, bool),
         "segments": np.zeros(shape, np.int32),
     }
     batch |= {name: np.full(shape, np.nan, np.float32) for name in FLOATS}
     for sequence, (row, column, segment) in zip(sequences, places, strict=True):
-        at = row, slice(column, column + len(sequence["tokens"]))
+        at = row, slice(column, column + len(sequence["sampled"]))
         for name, x in sequence.items():
             batch[name][at] = x
         batch["segments"][at] = segment
@@ -85,7 +88,7 @@ def drawn(length, seed):
     sampled = (rng.random(length) < 0.7) & (np.arange(length) > 0)
     for name in ("logprobs", "old", "ref", "rollout", "values", "old_values"):  # masked places never matter
         out[name][~sampled] = np.nan
-    return out | {"tokens": rng.integers(0, 5, length), "sampled": sampled}
+    return out | {"sampled": sampled}
 
 
 @hypothesis.settings(max_examples=25, deadline=None)

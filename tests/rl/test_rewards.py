@@ -9,29 +9,6 @@ from jaxlm.config import UserError
 from jaxlm.rl import advantage, kl, rewards
 
 
-@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), "1", [0.5], 1e300, np.zeros(2)], ids=repr)
-def test_a_reward_that_is_no_number_is_named(wrong):
-    with pytest.raises(UserError, match="reward 2 is"):
-        rewards.as_scores([1.0, None, wrong])
-
-
-def test_rewards_of_any_number_type():
-    scores, valid = rewards.as_scores([np.float64(0.7), jnp.asarray(-0.3), np.int64(2), np.bool_(True), False])
-    np.testing.assert_allclose(scores, [0.7, -0.3, 2, 1, 0], rtol=1e-6)
-    assert valid.all()
-    assert rewards.as_scores([])[0].shape == (0,)
-
-
-def test_a_process_reward_where_nothing_was_sampled_is_refused():
-    mask = np.asarray([[False, True, True]])
-    for row, column in ((0, 0), (0, 3), (1, 1), (0, -1)):
-        with pytest.raises(UserError, match=f"row {row}, token {column}"):
-            rewards.step_rewards([0.5], [row], [column], mask)
-    with pytest.raises(UserError, match="reward 0 is nan"):
-        rewards.step_rewards([np.nan], [0], [1], mask)
-    np.testing.assert_allclose(rewards.step_rewards([0.5, 0.25], [0, 0], [1, 1], mask), [[0, 0.75, 0]])
-
-
 @pytest.mark.parametrize("scores", [[], [2.0], [10.1] * 9, [1.0, float("nan")]], ids=str)
 def test_reference_scores_that_do_not_differ_are_refused(scores):
     with pytest.raises(UserError, match="reference scores"):

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from jaxlm import sharding
-from jaxlm.data.conversation import Message
+from jaxlm.data.conversation import Conversation, Message
 from jaxlm.data.prompts import Prompt
 from jaxlm.data.tokenizer import BytesTokenizer
 from jaxlm.nn import transformer
 from jaxlm.nn.transformer import ModelConfig
 from jaxlm.optim.optimizers import AdamW
+from jaxlm.sample import engine, requests, slots
 from jaxlm.sample.chat import Reply
 from jaxlm.sample.engine import Completion
 from jaxlm.steps import learn, policy, rollout, update
@@ -22,6 +23,7 @@ from jaxlm.steps.policy import GRPO
 from jaxlm.steps.rollout import Sample, Sampler
 from jaxlm.steps.update import Train
 from tests.rl.mutate import Mutation, assert_caught, assert_harmless
+from tests.sample.scripted import AUTOMATON, automaton, symbol
 from tests.tiny_run import random_params
 
 TOKENIZER = BytesTokenizer()
@@ -44,6 +46,57 @@ def samples_of_a_prompt_differ():
     sampler = Sampler(MODEL, TOKENIZER, context=64, max_tokens=6, slots=4)
     found = rollout.sample(sampler, PARAMS, [Prompt("abc", {}, "0"), Prompt("de", {}, "1")], 2, 0.7, seed=3)
     assert len({s.reply.completion.ids for s in found}) == 4
+
+
+END = symbol("<|im_end|>")
+ONE = sharding.make_mesh(sharding.MeshConfig(fsdp=1))
+
+
+def answers(after: str, max_tokens: int) -> list[Sample]:
+    """Four of a policy that says "a" or "b" and then stops, and would go on with `after`. The prompt holds the very
+    stop token, at the end of what the user says."""
+    says = {"<|im_sep|>": ("a", "b"), "a": "<|im_end|>", "b": "<|im_end|>", "<|im_end|>": after}
+    sampler = Sampler(AUTOMATON, TOKENIZER, context=64, max_tokens=max_tokens, slots=4)
+    asked = Prompt(Conversation((Message("user", "hm"),)), {}, "0")
+    found = rollout.sample(sampler, automaton(says), [asked], 4, 0.7, seed=1)
+    assert all(END in s.prompt_ids for s in found)
+    assert {s.reply.completion.ids[0] for s in found} == {symbol("a"), symbol("b")}
+    return found
+
+
+def a_response_ends_with_its_first_stop_token():
+    for max_tokens, stops, ended in ((4, [END], True), (2, [END], True), (1, [], False)):
+        for s in answers("g", max_tokens):
+            own = rollout.columns(s)
+            before = len(s.prompt_ids)
+            assert s.ended == ended and own["tokens"][before + 1 :].tolist() == stops
+            assert own["sampled_by_policy"].tolist() == [False] * before + [True] * (1 + len(stops))
+            assert len(own["rollout_logprobs"]) == len(own["tokens"])
+
+
+def what_would_follow_the_stop_changes_nothing():
+    """No reward, loss or gradient: what the policy would say after its stop is none of its response."""
+    grpo = dataclasses.replace(GRPO, samples=4, epochs=2)
+    x = learn.Learner(grpo, AUTOMATON, None, AdamW(), None, Train(batch_size=4), 64, 0, ONE)
+    loss = policy.make_loss(AUTOMATON, None, grpo.loss, None)
+
+    def outcome(after):
+        found = answers(after, 6)
+        scores = rollout.score(lambda _, replies, __: [sum(r.completion.ids) for r in replies], found, 0, None, "ids")
+        s = types.SimpleNamespace(params=automaton({"<|im_sep|>": ("a", "b"), "<|im_end|>": after}))
+        columns = [rollout.columns(s) for s in found]
+        credited = learn.credit(x, s, None, columns, np.float32(scores), np.zeros(4, int)).columns
+        batch = rollout.arrange(credited, rollout.layout([len(c["tokens"]) for c in credited], 64), 4, 64)
+
+        def value(params):
+            ((_, total, weight),) = loss(params, batch, None)[0].values()
+            return total / weight
+
+        return scores, [c["advantages"] for c in credited], jax.jit(jax.value_and_grad(value))(s.params)
+
+    one, other = outcome("g"), outcome("h")
+    jax.tree.map(near, one, other)
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(one[2][1])) > 0.1
 
 
 def only_what_the_policy_sampled_is_trained_on():
@@ -82,7 +135,7 @@ def credit_goes_to_its_own_group():
     """Two prompts of two samples; the first pair of each is right. .7 and -.3 are no integers."""
     x = learn.Learner(
         dataclasses.replace(GRPO, samples=2, whiten_advantages=False), MODEL, None, AdamW(), None, Train(batch_size=4),
-        12, 0, sharding.make_mesh(sharding.MeshConfig(fsdp=1)),
+        12, 0, ONE,
     )  # fmt: skip
     own = rollout.columns(SAMPLE)
     scores = np.array([0.7, -0.3, 0.1, 0.9], np.float32)
@@ -92,19 +145,28 @@ def credit_goes_to_its_own_group():
         near(c["advantages"], [0, 0, want, 0, want])
 
 
-def the_reference_stays_where_it_was():
-    """The KL of a policy that has gone on to what it came from: log p of the sampler less the reference's, by hand."""
-    x = learn.Learner(
-        dataclasses.replace(GRPO, samples=2), MODEL, None, AdamW(), None, Train(batch_size=2), 12, 0,
-        sharding.make_mesh(sharding.MeshConfig(fsdp=1)),
-    )  # fmt: skip
+def kl_of_the_sample() -> float:
+    """Of `SAMPLE` to the reference with `PARAMS`: log p of the sampler less the reference's, by hand."""
     own = rollout.columns(SAMPLE)
     plain, tokens = dataclasses.replace(MODEL, dropout=0.0), jnp.asarray(own["tokens"])[None]
     hidden, _, _ = transformer.apply(plain, PARAMS, tokens, jnp.arange(5)[None], jnp.ones((1, 5), jnp.int32))
     table = jax.nn.log_softmax(transformer.unembed(plain, PARAMS, hidden)[0] / 0.7)
-    want = (-1.0 - float(table[1, 40])) + (-2.0 - float(table[3, 42]))
-    gone_on = types.SimpleNamespace(params=jax.tree.map(lambda leaf: 1.5 * leaf, PARAMS))
-    near(learn.credit(x, gone_on, PARAMS, [own] * 2, np.zeros(2, np.float32), np.zeros(2, int)).kl_N, [want] * 2)
+    return (-1.0 - float(table[1, 40])) + (-2.0 - float(table[3, 42]))
+
+
+def gone_on():
+    """A policy that is no longer its reference."""
+    return types.SimpleNamespace(params=jax.tree.map(lambda leaf: 1.5 * leaf, PARAMS))
+
+
+def the_reference_stays_where_it_was():
+    """The KL of a policy that has gone on to what it came from."""
+    x = learn.Learner(
+        dataclasses.replace(GRPO, samples=2), MODEL, None, AdamW(), None, Train(batch_size=2), 12, 0, ONE,
+    )  # fmt: skip
+    columns = [rollout.columns(SAMPLE)] * 2
+    credited = learn.credit(x, gone_on(), PARAMS, columns, np.zeros(2, np.float32), np.zeros(2, int))
+    near(credited.kl_N, [kl_of_the_sample()] * 2)
 
 
 def microbatches_are_divided_by_the_weight_of_all():
@@ -124,6 +186,31 @@ MUTATIONS = (
     Mutation(
         "one draw for all samples of a prompt", rollout, "[place * samples + rank for", "[place for",
         samples_of_a_prompt_differ,
+    ),
+    Mutation(
+        "EOS off by one: the stop token is cut off", engine, "new = slice(known, count[b])",
+        "new = slice(known, count[b] - finished[b])", a_response_ends_with_its_first_stop_token,
+    ),
+    Mutation(
+        "EOS off by one: a token after the stop is kept", slots, "jnp.any(ids_R[:, None] == s.stop_ids_RS, axis=-1)",
+        "jnp.any(slots.pending_B[slot_R, None] == s.stop_ids_RS, axis=-1)",
+        what_would_follow_the_stop_changes_nothing, compiled=True,
+    ),
+    Mutation(
+        "EOS off by one: the stop token is not learned", rollout, "[*[False] * before, *c.sampled]",
+        "[*[False] * before, *c.sampled[:-1], False]", a_response_ends_with_its_first_stop_token,
+    ),
+    Mutation(
+        "a stop token in the prompt counts", requests, "self.ids[-1] in self.stops",
+        "not {*self.prompt, *self.ids}.isdisjoint(self.stops)", a_response_ends_with_its_first_stop_token,
+    ),
+    Mutation(
+        "the limit counts as a stop", requests, 'reason = "stop" if cut or stop else "length"', 'reason = "stop"',
+        a_response_ends_with_its_first_stop_token,
+    ),
+    Mutation(
+        "who ended did not", rollout, 'finish_reason == "stop"', 'finish_reason == "length"',
+        a_response_ends_with_its_first_stop_token,
     ),
     Mutation(
         "prompt tokens unmasked", rollout, "[*[False] * before, *c.sampled]", "[*[True] * before, *c.sampled]",
