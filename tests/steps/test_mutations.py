@@ -12,10 +12,12 @@ from jaxlm import sharding
 from jaxlm.data.conversation import Conversation, Message
 from jaxlm.data.prompts import Prompt
 from jaxlm.data.tokenizer import BytesTokenizer
+from jaxlm.losses import lm
 from jaxlm.nn import transformer
 from jaxlm.nn.transformer import ModelConfig
 from jaxlm.optim.optimizers import AdamW
 from jaxlm.sample import engine, requests, slots
+from jaxlm.sample import logits as sampling
 from jaxlm.sample.chat import Reply
 from jaxlm.sample.engine import Completion
 from jaxlm.steps import learn, policy, rollout, update
@@ -131,6 +133,30 @@ def scores_are_those_of_the_next_token_at_its_temperature():
     near(scored[0, 5:9], want)
 
 
+def padded_columns_have_no_probability():
+    """37 of 48 columns are tokens; the others, likeliest by far if they were some, are in no sum. By hand, in numpy."""
+    cfg = ModelConfig(vocab_size=37, vocab_multiple=16, layers=1, width=8, heads=2)
+    generator = np.random.default_rng(0)
+    kernel = generator.normal(size=(8, 48))
+    kernel[:, 37:] = 20 * np.sign(kernel[:, :1])
+    hidden, targets = generator.normal(size=(1, 3, 8)), np.array([[5, 36, 0]])
+    logits = (hidden @ kernel[:, :37] / 0.7)[0]
+    assert (hidden @ kernel[:, 37:]).max() > 30 > logits.max()
+    want = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+    def outcome(params, hidden, targets):
+        at = jnp.full((1, 3), 0.7)
+        trained, _, entropy = lm.token_logprobs(cfg, params, hidden, targets, None, at, entropy=True)
+        return trained, entropy, sampling.token_logprobs(transformer.unembed(cfg, params, hidden)[0], at[0])
+
+    params = {"backbone": {}, "heads": {"lm": {"kernel": jnp.asarray(kernel, jnp.float32)}}}
+    trained, entropy, sampled = jax.jit(outcome)(params, jnp.asarray(hidden, jnp.float32), targets)
+    near(trained[0], want[range(3), targets[0]])
+    near(entropy[0], -(np.exp(want) * want).sum(-1))
+    near(sampled[:, :37], want)
+    assert not np.exp(sampled[:, 37:]).any()
+
+
 def credit_goes_to_its_own_group():
     """Two prompts of two samples; the first pair of each is right. .7 and -.3 are no integers."""
     x = learn.Learner(
@@ -241,6 +267,10 @@ MUTATIONS = (
         "batch.segments[:, :-1], key=jax.random.key(0)\n    )\n    logprobs",
         scores_are_those_of_the_next_token_at_its_temperature,
     ),
+    Mutation("padded vocabulary unmasked", transformer, "jnp.where(column < cfg.vocab_size, logits, MASKED)",
+             "logits", padded_columns_have_no_probability),
+    Mutation("padded vocabulary off by one", transformer, "column < cfg.vocab_size", "column <= cfg.vocab_size",
+             padded_columns_have_no_probability),
     Mutation("groups shuffled", learn, "totals, groups_N, np.ones", "totals, np.roll(groups_N, 1), np.ones",
              credit_goes_to_its_own_group),
     Mutation("integer rewards, in the rows", learn, "x, np.float32) for c, x in zip(columns, scores_N)",
