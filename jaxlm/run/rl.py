@@ -248,6 +248,8 @@ class Trainer:
         if not valid:
             return s.replace(step=s.step + 1), metrics | {"skipped": float(s.skipped), "no_samples": 1.0}
         samples = [x for x, _ in valid]
+        process = self.process(samples)
+        metrics |= {"reward/process": float(np.mean([x.sum() for x in process]))} if process is not None else {}
         credited = learn.credit(
             self.learner,
             s,
@@ -255,7 +257,7 @@ class Trainer:
             [rollout.columns(x) for x in samples],
             np.array([r for _, r in valid], np.float32),
             np.array([x.place for x in samples]),
-            self.process(samples),
+            process,
         )
         metrics |= credited.metrics
         if self.reference is not None:

@@ -31,6 +31,7 @@ HELP: dict[str, Help] = {
     "reward": Help("mean of what is maximized, after what a missing stop does to it; rises, slower and slower"),
     "reward_std": Help("its spread over the samples; 0 teaches nothing", 1e-6),
     "reward/": Help("a part of the reward: its mean, its spread, the share that it could not score"),
+    "reward/process": Help("rewards of right, new steps of the thinking, summed over a response; not part of `reward`"),
     "right": Help("the task's own verdict, whatever is maximized; must rise with the reward"),
     "unscored": Help("share of samples without a reward, left out", 0.0, 0.05),
     "groups_without_spread": Help("share of prompts whose samples all have one reward: wasted", 0.0, 0.7),

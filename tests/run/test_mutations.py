@@ -4,6 +4,7 @@ import dataclasses
 import types
 from unittest import mock
 
+import numpy as np
 import pytest
 
 from jaxlm.optim.optimizers import AdamW
@@ -24,13 +25,13 @@ CUT = dataclasses.replace(
 )
 
 
-def step(rewards):
+def step(rewards, process=None):
     """(columns, metrics) of what a trainer's step gives to the update, two samples to a prompt."""
     found = [dataclasses.replace(SAMPLE, place=i // 2, rank=i % 2) for i in range(len(rewards))]
     s = gone_on()
     s.step, s.kl_coefficient = 0, 0.0
     trainer = types.SimpleNamespace(
-        p=OBJECTIVE, tools=None, reference=PARAMS, process=lambda samples: None,
+        p=OBJECTIVE, tools=None, reference=PARAMS, process=lambda samples: process,
         roll=lambda s, n: rl.Rolled(found, [None] * len(found), {}),
         scoring=types.SimpleNamespace(begin_step=lambda n: None, rewards=lambda found, n: rewards, seen={}),
         learner=learn.Learner(OBJECTIVE, MODEL, None, AdamW(), None, Train(batch_size=len(found)), 12, 0, ONE),
@@ -45,6 +46,17 @@ def rewards_reach_the_update_as_they_are():
     columns, metrics = step([0.7, -0.3, 0.4, None, 0.1, 0.9])
     near([c["advantages"][2] for c in columns], [0.5, -0.5, 0, -0.4, 0.4])
     near([metrics["reward"], metrics["unscored"]], [0.36, 1 / 6])
+
+
+def process_rewards_reach_the_update():
+    """Sums of 1.2 and -.3, half their difference each; a tool's token, at 3, earns nothing."""
+    process = [np.zeros(5, np.float32) for _ in range(2)]
+    process[0][2], process[0][3], process[0][4] = 0.25, 9.0, 0.25
+    columns, metrics = step([0.7, -0.3], process)
+    near([c["advantages"][4] for c in columns], [0.75, -0.75])
+    near(metrics["reward"], 0.2)
+    process[0][3] = 0
+    near(step([0.7, -0.3], process)[1]["reward/process"], 0.25)
 
 
 def the_reference_is_not_the_policy():
@@ -71,6 +83,10 @@ MUTATIONS = (
              "zip(rolled.samples, [r or 0.0 for r in rewards])", rewards_reach_the_update_as_they_are),
     Mutation("every sample is a group of its own", rl, "np.array([x.place for x in samples])",
              "np.arange(len(samples))", rewards_reach_the_update_as_they_are),
+    Mutation("process rewards are lost", rl, "            process,\n        )", "            None,\n        )",
+             process_rewards_reach_the_update),
+    Mutation("process rewards of what a tool wrote", learn, "*mask.shape).rewards * mask", "*mask.shape).rewards",
+             process_rewards_reach_the_update),
     Mutation("reference aliased to the policy", rl, "            self.reference,\n            [rollout.columns",
              "            s.params,\n            [rollout.columns", the_reference_is_not_the_policy),
 )  # fmt: skip

@@ -13,10 +13,11 @@ import pytest
 from jaxlm import config, sharding
 from jaxlm.config import UserError
 from jaxlm.data.chat import Chat
+from jaxlm.data.conversation import Conversation, Message, read_completion
 from jaxlm.data.preferences import Preferences
 from jaxlm.data.prepare import Data
-from jaxlm.data.prompts import Addition, Prompts, WorldTask
-from jaxlm.data.tokenizer import Bytes, CharsTokenizer
+from jaxlm.data.prompts import Addition, Prompt, Prompts, WorldTask
+from jaxlm.data.tokenizer import Bytes, BytesTokenizer, CharsTokenizer
 from jaxlm.data.world.talk import WorldConversations
 from jaxlm.feedback.journal import Journal
 from jaxlm.feedback.journal import tools as journaled_tools
@@ -31,10 +32,13 @@ from jaxlm.run import checkpoint, exits, load, rl, rl_metrics, train
 from jaxlm.run.checkpoint import Checkpointing
 from jaxlm.run.experiment import Evaluation, Experiment
 from jaxlm.run.log import read_metrics
+from jaxlm.sample.chat import Reply
+from jaxlm.sample.engine import Completion
 from jaxlm.sharding import MeshConfig
 from jaxlm.steps import learn
 from jaxlm.steps.policy import DAPO, GRPO, PPO, Critic, ValueHead
 from jaxlm.steps.reward import RewardModel
+from jaxlm.steps.rollout import Sample
 from jaxlm.steps.update import Train
 from jaxlm.tools import Tool, call
 from tests import tiny_run
@@ -348,8 +352,30 @@ def test_conversations_with_tools_and_thinking_go_through_the_same_step(tmp_path
     record = read_metrics(tmp_path / "run")[-1]
     assert {f"train/reward/{rl.parts.name_of(p)}" for p in reward} <= record.keys()
     assert record["train/tools/calls"] >= 0 and record["train/value/mean"] == 0.0
+    assert record["train/reward/process"] == 0.0  # noise thinks nothing right
     run = load.load_run(tmp_path / "run")
     assert set(run.params["heads"]) == {"lm", "value"} and np.any(run.params["heads"]["value"]["kernel"])
+
+
+def test_right_steps_of_a_thought_are_rewarded_at_their_last_tokens():
+    """Of five equations two are right, new and of the question's numbers, or of what those led to."""
+    tokenizer = BytesTokenizer()
+    thought, told = "2+3=5 5+1=7 9+9=18 2+3=5 5+4=9", "9"
+    control = tokenizer.control
+    ids = (control["<think>"], *tokenizer.encode(thought), control["</think>"], *tokenizer.encode(told),
+           control["<|im_end|>"])  # fmt: skip
+    completion = Completion(ids, (-1.0,) * len(ids), "", "stop", (True,) * len(ids))
+    prompt = Prompt(Conversation((Message("user", "What is 2 and 3 and 4?"),)), {}, "0")
+    before = (2, 7, 7)
+    sample = Sample(prompt, 0, 0, before, Reply(read_completion(ids, tokenizer), completion), 1.0)
+    trainer = types.SimpleNamespace(p=types.SimpleNamespace(process=0.5), sampler=types.SimpleNamespace())
+    trainer.sampler.tokenizer = tokenizer
+    (values,) = rl.Trainer.process(trainer, [sample])
+    begin = len(before) + 1
+    want = {begin + thought.index("2+3=5") + 4: 0.5, begin + thought.index("5+4=9") + 4: 0.5}
+    assert len(values) == len(before) + len(ids) and {i: v for i, v in enumerate(values) if v} == want
+    trainer.p.process = None
+    assert rl.Trainer.process(trainer, [sample]) is None
 
 
 def test_rollouts_search(tmp_path):

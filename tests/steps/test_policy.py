@@ -246,6 +246,42 @@ def test_what_tools_wrote_is_stepped_over_and_what_follows_agrees():
         assert np.abs(c["rollout_logprobs"][own]).max() > 1.0 and not c["advantages"][~own].any()
 
 
+# --------------------------------------------------------------------------------------------------- process rewards
+def thought(i: int, process):
+    """(columns, process rewards) of a prompt of 2, a token, a tool's token and two more; noise where nothing counts."""
+    sampled = np.array([False, False, True, False, True, True])
+    own = {
+        "tokens": np.arange(6, dtype=np.int32) + i, "sampled_by_policy": sampled,
+        "rollout_logprobs": np.where(sampled, -1, np.nan).astype(np.float32), "temperature": np.ones(6, np.float32),
+    }  # fmt: skip
+    return own, np.array([9, 9, process[0], 7, *process[1:]], np.float32)
+
+
+def test_process_rewards_by_hand_through_gae():
+    """Values of 0 and a decay of .5 * .8 = .4 a token, the tool's stepped over: with the score of 1 at the end,
+    1 + .25, then 0 + .4 * 1.25, then .5 + .4 * .5."""
+    loss = dataclasses.replace(ALGORITHMS["ppo"], advantage=Gae(0.5, 0.8))
+    x = learner(PolicyGradient(loss=loss, samples=1, critic=ValueHead()))
+    columns, process = zip(thought(0, (0.5, 0, 0.25)), thought(7, (0, -0.5, 0)))
+    scores = np.array([1.0, 0.0], np.float32)
+    a, b = learn.credit(x, beginning(x), None, columns, scores, np.arange(2), process).columns
+    np.testing.assert_allclose(a["advantages"], [0, 0, 0.7, 0, 0.5, 1.25], rtol=1e-6)
+    np.testing.assert_allclose(b["advantages"], [0, 0, -0.2, 0, -0.5, 0], rtol=1e-6)
+    np.testing.assert_allclose(a["returns"], a["advantages"], rtol=1e-6)
+
+
+def test_process_rewards_by_hand_in_a_group():
+    """Totals 1.75 and .25 of one prompt, 0 and .5 of another: each token of a response gets its total less the other's
+    (RLOO)."""
+    x = learner(dataclasses.replace(GRPO, samples=2, loss=ALGORITHMS["rloo"]))
+    steps = ((0.5, 0, 0.25), (0, 0.25, 0), (0, 0, 0), (-0.5, 0, 0))
+    columns, process = zip(*(thought(i, p) for i, p in enumerate(steps)))
+    scores = np.array([1.0, 0.0, 0.0, 1.0], np.float32)
+    credited = learn.credit(x, beginning(x), None, columns, scores, np.array([0, 0, 1, 1]), process)
+    for c, want in zip(credited.columns, (1.5, -1.5, -0.5, 0.5)):
+        np.testing.assert_allclose(c["advantages"], [0, 0, want, 0, want, want], rtol=1e-6)
+
+
 # ------------------------------------------------------------------------------------------------ heads and adapters
 def test_a_value_head_on_the_policy_with_adapters():
     loss = dataclasses.replace(ALGORITHMS["ppo"], value=ValueTerm(1.0, None))
