@@ -66,10 +66,25 @@ def test_adamw_first_step_is_the_sign_of_the_gradient_and_the_decay(params, grad
 
 
 def test_adam_epsilon_stands_outside_the_bias_corrected_root():
-    tx = build(AdamW(lr=1.0, eps=1e-5, weight_decay=0.0, schedule=Constant()), {"w": ("embed",)}, 0, 10)
-    p = {"w": jnp.zeros(1)}
-    update = tx.update({"w": jnp.full(1, 1e-5)}, tx.init(p), p)[0]["w"]
-    assert float(update[0]) == pytest.approx(-0.5, rel=1e-4)
+    """A first step where the gradient is as small as epsilon: .5 lr here, as in torch, where TensorFlow goes .03065 lr.
+
+    Its epsilon stands beside the root before that is corrected for its bias (Kingma and Ba 2014, end of section 2), so
+    it is larger by 1 / sqrt(1 - b2^t): settings copied from a program in TensorFlow need a smaller one here.
+    """
+    lr, b1, b2, eps, g, t = 1.0, 0.9, 0.999, 1e-5, 1e-5, 1
+    m, v = (1 - b1) * g, (1 - b2) * g**2
+    torch = lr * (m / (1 - b1**t)) / ((v / (1 - b2**t)) ** 0.5 + eps)
+    tensorflow = lr * (1 - b2**t) ** 0.5 / (1 - b1**t) * m / (v**0.5 + eps)
+    assert torch == pytest.approx(0.5) and tensorflow == pytest.approx(0.03065, abs=5e-6)
+    p, gradient = {"w": jnp.zeros(1)}, {"w": jnp.full(1, g)}
+
+    def step(eps):
+        cfg = AdamW(lr=lr, b1=b1, b2=b2, eps=eps, weight_decay=0.0, schedule=Constant())
+        tx = build(cfg, {"w": ("embed",)}, 0, 10)
+        return -float(tx.update(gradient, tx.init(p), p)[0]["w"][0])
+
+    assert step(eps) == pytest.approx(torch, rel=1e-4)
+    assert step(eps / (1 - b2**t) ** 0.5) == pytest.approx(tensorflow, rel=1e-4)
 
 
 def test_lion_first_step_is_the_sign(params, grads):
