@@ -40,7 +40,7 @@ ONE = sharding.make_mesh(MeshConfig(fsdp=1))
 
 def learner(objective, mesh=ONE, accumulation=1, lora=None, optimizer=OPTIMIZER, model=MODEL, **train) -> Learner:
     separate = model if isinstance(objective.critic, Critic) else None
-    train = Train(batch_size=N, accumulation=accumulation, loss_chunk=None, **train)
+    train = Train(**{"batch_size": N, "accumulation": accumulation, "loss_chunk": None} | train)
     return Learner(objective, model, lora, optimizer, separate, train, WIDTH, 0, mesh)
 
 
@@ -135,21 +135,38 @@ def everything():
 
 
 # ------------------------------------------------------------------------------------------------------ one gradient
-def test_packed_is_padded(everything, monkeypatch):
-    x, after, credited, metrics = everything
-    monkeypatch.setattr(learn, "layout", lambda lengths, width: [[i] for i in range(len(list(lengths)))])
-    padded, credited_padded, metrics_padded = stepped(x, drawn(), reference(), 0.1)
-    assert credited.metrics["rows"] < N == credited_padded.metrics["rows"]
-    for a, b in zip(credited.columns, credited_padded.columns):
+def one_to_a_row(lengths, width):
+    return [[i] for i in range(len(list(lengths)))]
+
+
+def assert_same_step(x, one, other):
+    """Of what `stepped` gives: all that is known of each sampled token, what was learned, and what is logged."""
+    (after, credited, metrics), (after_other, credited_other, metrics_other) = one, other
+    for a, b in zip(credited.columns, credited_other.columns):
         assert a.keys() == b.keys()
         own = a["sampled_by_policy"]
         for name in a:
             np.testing.assert_allclose(a[name][own], b[name][own], rtol=2e-5, atol=2e-5, err_msg=name)
-    np.testing.assert_allclose(credited.kl_N, credited_padded.kl_N, rtol=1e-4, atol=1e-5)
-    assert_same(moved(padded, x), moved(after, x))
+    np.testing.assert_allclose(credited.kl_N, credited_other.kl_N, rtol=1e-4, atol=1e-5)
+    assert_same(moved(after_other, x), moved(after, x))
     shared = {k for k in metrics if "max" not in k}
     for name in shared:
-        np.testing.assert_allclose(metrics_padded[name], metrics[name], rtol=1e-4, atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(metrics_other[name], metrics[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_packed_is_padded(everything, monkeypatch):
+    x, *packed = everything
+    monkeypatch.setattr(learn, "layout", one_to_a_row)
+    padded = stepped(x, drawn(), reference(), 0.1)
+    assert packed[1].metrics["rows"] < N == padded[1].metrics["rows"]
+    assert_same_step(x, packed, padded)
+
+
+def test_chunked_log_probabilities_are_those_of_whole_rows(everything):
+    """Rows of 16 scored tokens, 5 at a time: in the old, the reference's and the live ones, with their entropies."""
+    x, *whole = everything
+    chunked = learner(EVERYTHING, loss_chunk=5)
+    assert_same_step(x, whole, stepped(chunked, drawn(), reference(), 0.1))
 
 
 def test_what_the_policy_did_not_sample_never_matters(everything):
@@ -204,7 +221,28 @@ def test_eight_devices_give_the_gradient_of_one(simple):
 
 
 # ------------------------------------------------------------------------------------------------------- first step
-def test_the_first_ratio_is_one_and_the_sampler_agrees():
+@pytest.fixture(params=["packed", "right", "left"])
+def padding(request, monkeypatch):
+    """How sequences lie in rows: several to a row, or one, with the padding on its right or on its left."""
+
+    def to_the_right(sequences, rows, count, width):
+        batch = rollout.arrange(sequences, rows, count, width)
+        spare = (batch.segments == 0).sum(axis=1)
+        return jax.tree.map(lambda x: np.stack([np.roll(row, n) for row, n in zip(x, spare)]), batch)
+
+    def from_the_right(x_RT, sequences, rows):
+        whole = {i: x_RT[r, x_RT.shape[1] - len(sequences[i]["tokens"]) :] for r, (i,) in enumerate(rows)}
+        return [whole[i] for i in range(len(sequences))]
+
+    if request.param != "packed":
+        monkeypatch.setattr(learn, "layout", one_to_a_row)
+    if request.param == "left":
+        monkeypatch.setattr(learn, "arrange", to_the_right)
+        monkeypatch.setattr(learn, "gathered", from_the_right)
+    return request.param
+
+
+def test_the_first_ratio_is_one_and_the_sampler_agrees(padding):
     """Real samples at T=.7, prompts of two lengths, some of which end early."""
     tokenizer = CharsTokenizer("abcdefghijkl")
     model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size)
@@ -227,7 +265,7 @@ def test_the_first_ratio_is_one_and_the_sampler_agrees():
     assert max(gap) > 0.05  # another temperature in scoring would be seen
 
 
-def test_what_tools_wrote_is_stepped_over_and_what_follows_agrees():
+def test_what_tools_wrote_is_stepped_over_and_what_follows_agrees(padding):
     """A model that calls a tool with random sums, at T=.7: the trainer gives its tokens the sampler's probabilities."""
     ask = Prompt(Conversation((Message("user", "how much?"),)), {}, "")
     sampler = Sampler(scripted.AUTOMATON, scripted.TOKENIZER, 96, 32, tools=test_chat.TOOLS, slots=4)
@@ -244,6 +282,9 @@ def test_what_tools_wrote_is_stepped_over_and_what_follows_agrees():
         own = c["sampled_by_policy"]
         np.testing.assert_allclose(c["old_logprobs"][own], c["rollout_logprobs"][own], atol=1e-4)
         assert np.abs(c["rollout_logprobs"][own]).max() > 1.0 and not c["advantages"][~own].any()
+    metrics = jax.device_get(learn.learn(x, s, credited.columns, 0)[1])
+    assert metrics["first/ratio_deviation_max"] < 5e-5  # the logits are 100, whose last bit is 8e-6
+    assert metrics["ratio_deviation_max"] > 1e-3 and metrics["sampler_gap_max"] < 1e-4
 
 
 # --------------------------------------------------------------------------------------------------- process rewards
