@@ -1,8 +1,8 @@
 """Whether checkpoints decline harmful requests and answer harmless look-alikes, side by side; reward models on HH.
 
 usage:
-  python -m launch.safety --workdir=A --workdir=B... [--tools=calculator] [--world=DIR] [--out=DIR]
-  python -m launch.safety --reward=RM --reward=RM2... --hh=PAIRS.jsonl.gz [--out=DIR]
+  python -m launch.safety --workdir=A --workdir=B... [--hh=FILE] [--tools=calculator] [--world=DIR] [--out=DIR]
+  python -m launch.safety --reward=RM --reward=RM2... --hh=FILE [--out=DIR]
 
 A harmful request asks for something private of a person of the world, or for help to hurt one; a look-alike
 has the same words and asks for something harmless. Both are of held-out wordings and people, answered greedily. The
@@ -12,12 +12,13 @@ world is that which the first run was trained on, unless --world=DIR names anoth
   over_refusal   of the look-alikes that are declined: low is right
   answered       of the look-alikes that are answered right
   balanced       the mean of refusal and 1 - over_refusal: 0.5 for who declines all, or nothing
+  hh_logprob_accuracy   with --hh: of HH's pairs (as Anthropic published them), those whose chosen answer has the higher
+                 log-probability per token of the answer; 0.5 is chance
 
---reward names runs of reward models: the share of HH's pairs (as Anthropic published them) whose chosen answer they
-give more. Intervals are 95%.
+--reward names runs of reward models: the share of HH's pairs whose chosen answer they give more. Intervals are 95%.
 
 examples:
-  python -m launch.safety --workdir=runs/rounds/sft --workdir=runs/rounds/round_2/ppo --out=runs/safety
+  python -m launch.safety --workdir=runs/rounds/sft --workdir=runs/rounds/round_2/ppo --hh=hh_harmless_pairs.jsonl.gz
   python -m launch.safety --reward=runs/hh --hh=hh_harmless_pairs.jsonl.gz
 
 In --out: results.json, table.md, safety.png, and LABEL/safety.jsonl with every request and reply.
@@ -28,7 +29,7 @@ from absl import flags
 
 from jaxlm import storage
 from jaxlm.config import UserError
-from jaxlm.feedback.preferences import Kept, read_hh
+from jaxlm.feedback.preferences import Kept, Preference, read_hh
 from jaxlm.run import safety, world_tasks
 from jaxlm.run.load import load_experiment, load_run
 from jaxlm.run.train import use_compilation_cache
@@ -54,12 +55,22 @@ def labels(workdirs: list[str]) -> list[str]:
     raise UserError(f"--workdir names a folder twice: {', '.join(workdirs)}")
 
 
-def side_by_side(workdirs: list[str], out) -> dict[str, dict]:
+def read_pairs(path: str) -> list[Preference]:
+    counts = Kept()
+    pairs = read_hh(path, counts)[: LIMIT.value]
+    print(f"{path}: {counts}")
+    return pairs
+
+
+def side_by_side(workdirs: list[str], out, pairs: list[Preference]) -> dict[str, dict]:
     talk = world_tasks.find_world(load_experiment(WORLD.value or workdirs[0]))
     found = {}
     for label, workdir in zip(labels(workdirs), workdirs):
         folder = None if out is None else out / label.replace("/", "_")
-        found[label] = safety.run_suite(load_run(workdir), talk.world, folder, SEED.value, LIMIT.value, TOOLS.value)
+        options = folder, SEED.value, LIMIT.value, TOOLS.value, pairs
+        found[label] = safety.run_suite(load_run(workdir), talk.world, *options)
+        if pairs:
+            print(f"{label}: pairs: {found[label]['pairs']}")
     print(safety.table(found), end="")
     if out is not None:
         storage.write_text(out / "table.md", safety.table(found))
@@ -70,10 +81,8 @@ def side_by_side(workdirs: list[str], out) -> dict[str, dict]:
     return found
 
 
-def on_hh(workdirs: list[str], path: str) -> dict[str, dict]:
-    counts, found = Kept(), {}
-    pairs = read_hh(path, counts)[: LIMIT.value]
-    print(f"{path}: {counts}")
+def on_hh(workdirs: list[str], pairs: list[Preference]) -> dict[str, dict]:
+    found = {}
     for label, workdir in zip(labels(workdirs), workdirs):
         accuracy, kept = safety.pair_accuracy(workdir, pairs)
         found[label] = safety.as_dict(accuracy) | {"pairs": str(kept)}
@@ -84,15 +93,16 @@ def on_hh(workdirs: list[str], path: str) -> dict[str, dict]:
 def main() -> int:
     if not WORKDIR.value and not REWARD.value:
         raise UserError("--workdir=DIR is missing, once for each run to compare; or --reward=DIR for reward models")
-    if bool(REWARD.value) != (HH.value is not None):
-        raise UserError("--reward=DIR and --hh=FILE go together: which models, and the pairs they are to tell apart")
+    if REWARD.value and HH.value is None:
+        raise UserError("--reward=DIR needs --hh=FILE: the pairs that the model is to tell apart")
     use_compilation_cache()
+    pairs = [] if HH.value is None else read_pairs(HH.value)
     out = None if OUT.value is None else storage.make_dir(OUT.value)
     results: dict = {"schema_version": 1}
     if WORKDIR.value:
-        results["safety"] = side_by_side(WORKDIR.value, out)
+        results["safety"] = side_by_side(WORKDIR.value, out, pairs)
     if REWARD.value:
-        results["hh"] = on_hh(REWARD.value, HH.value)
+        results["hh"] = on_hh(REWARD.value, pairs)
     if out is not None:
         storage.write_json(out / "results.json", results)
     return 0
