@@ -5,7 +5,8 @@ usage:
   python -m launch.best_of_n --workdir=RUN --prompts=FILE.jsonl --out=DIR --n=16 --verifier=numeric     the truth
   python -m launch.best_of_n --workdir=RUN --prompts=FILE.jsonl --out=DIR --n=16 --scorer=module:function
 
-A line of --prompts is {"messages": [...]}, {"prompt": text} or {"question": text}; a verifier compares with its "answer".
+A line of --prompts is {"messages": [...]}, {"prompt": text} or {"question": text}; a verifier compares with its "answer":
+for program what a program prints, or a list of [source that comes before it, what it then prints].
 Of n answers to each prompt the highest-scoring one goes to chosen.jsonl, and one of the same n at random to random.jsonl:
 the matched control, as many answers of the same policy to the same prompts. What fine-tuning on the chosen gains over the
 control is the score's doing, the rest that of training on one's own samples.
@@ -36,7 +37,7 @@ from jaxlm.sample.engine import Sampling
 from jaxlm.tools import NAMES, by_name
 from launch import common
 
-VERIFIERS = {f.__name__: f for f in (verifiers.exact, verifiers.text, verifiers.numeric, verifiers.gsm8k)}
+VERIFIERS = {n: getattr(verifiers, n) for n in ("exact", "text", "numeric", "gsm8k", "program")}
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run that was fine-tuned on conversations.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; the newest good one when not given.", lower_bound=0)

@@ -197,7 +197,7 @@ def program(
     program that only prints the known output is right for one output, never for all of several.
     """
     cases = [("", truth)] if isinstance(truth, str) else truth
-    if not isinstance(cases, Sequence) or not cases or not all(_lines(output) for _, output in cases):
+    if not isinstance(cases, Sequence) or not cases or not all(map(_is_case, cases)):
         return None
     answer = final_answer(completion)
     source = None if answer is None else _source(answer)
@@ -211,6 +211,11 @@ def program(
         if not result.ok or _lines(result.stdout) != _lines(output):
             return False
     return True
+
+
+def _is_case(case) -> bool:
+    two = isinstance(case, list | tuple) and len(case) == 2 and all(isinstance(x, str) for x in case)
+    return two and bool(_lines(case[1]))
 
 
 def _source(answer: str) -> str | None:

@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 import pytest
 
+from jaxlm import config
 from jaxlm.config import UserError
 from jaxlm.data import prompts, sources
 from jaxlm.data.conversation import Message
@@ -16,6 +17,8 @@ from jaxlm.data.tokenizer import BytesTokenizer
 from jaxlm.feedback.scoring import scores
 from jaxlm.sample.chat import Reply
 from jaxlm.sample.engine import Completion
+from jaxlm.tools.isolation import IsolationError
+from jaxlm.tools.python import isolation_mode
 
 
 def replied(text, finish="stop"):
@@ -202,6 +205,21 @@ def test_a_file_of_problems_is_split_and_verified(problems):
     assert [m.role for m in p.asked.messages] == ["system", "user"] and "level" in p.metadata
     right = p.metadata["answer"].split("#### ")[1]
     assert score(problems, p, f"I think.\n#### {right}") == 1.0 and score(problems, p, "#### 1") == 0.0
+
+
+def test_a_file_of_programs_is_verified_by_what_they_print(tmp_path):
+    try:
+        isolation_mode()
+    except IsolationError as e:
+        pytest.skip(str(e))
+    twice = [["n = 3", "6"], ["n = 10", "20"]]
+    lines = [{"prompt": f"Print n twice as large: {i}", "answer": twice} for i in range(8)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    cfg = Prompts(task=PromptFile(str(tmp_path / "p.jsonl"), heldout=0.5))
+    cfg = config.override(cfg, {"task.verifier": "program"})
+    (p,) = prompts.heldout(cfg, 1)
+    assert score(cfg, p, "```python\nprint(2 * n)\n```") == 1.0
+    assert [score(cfg, p, said) for said in ("print(6)", "print(2 * n", "6")] == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(

@@ -216,7 +216,7 @@ def test_programs_that_are_not_run():
     for wrong in ("", said(Part("print(42)", "thinking")), "```\nprint(42)\n```\n```\nprint(41)\n```", "```\nprint(42)",
                   replied("print(42)", finish_reason="length")):  # fmt: skip
         assert program(wrong, "42") is False
-    for nothing in ("", " \n", None, [], [("n = 1", "")]):
+    for nothing in ("", " \n", None, 42, [], [("n = 1", "")], ["42"], [["n = 1"]], [["n = 1", 42]], [None]):
         assert program("print()", nothing) is None
 
 

@@ -8,6 +8,8 @@ from absl.testing import flagsaver
 
 from jaxlm.config import UserError
 from jaxlm.data.chat_sources import Messages, conversations
+from jaxlm.tools.isolation import IsolationError
+from jaxlm.tools.python import isolation_mode
 from launch import best_of_n
 from tests.launch.talkers import run_folder
 from tests.sample.scripted import say
@@ -58,6 +60,20 @@ def test_the_best_are_written_with_their_control(call, either, tmp_path):
     assert [json.loads(x)["messages"] for x in before.splitlines()] == [
         json.loads(x)["messages"] for x in (tmp_path / "a" / "chosen.jsonl").read_text().splitlines()
     ]
+
+
+def test_programs_are_chosen_by_what_they_print(call, tmp_path):
+    try:
+        isolation_mode()
+    except IsolationError as e:
+        pytest.skip(str(e))
+    writes = say("<|im_sep|>", *"print(") | {"(": ("1", "2"), "1": ")", "2": ")", ")": "<|im_end|>"}
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "hi", "answer": "2"}\n')
+    options = {"workdir": run_folder(tmp_path / "run", writes), "prompts": str(tmp_path / "prompts.jsonl")}
+    printed = call(**options, out=str(tmp_path / "a"), n=6, max_tokens=12, scorer=None, verifier="program")
+    (chosen,) = conversations(Messages(str(tmp_path / "a" / "chosen.jsonl")))
+    assert chosen.messages[-1].text == "print(2)" and "1 prompts, 0 left out" in printed
+    assert 0.0 < json.loads((tmp_path / "a" / "results.json").read_text())["pool"]["value"] < 1.0
 
 
 def test_mistakes_are_one_clear_line(call, either, tmp_path):

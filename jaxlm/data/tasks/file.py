@@ -18,7 +18,8 @@ from jaxlm.data.world.draws import is_heldout
 @dataclasses.dataclass(frozen=True)
 class PromptFile:
     """One problem a line: {"prompt": text or a list of messages, "answer": text or number}; the rest of the line is
-    metadata. GSM8K: prompt_field "question", verifier "gsm8k".
+    metadata. GSM8K: prompt_field "question", verifier "gsm8k". The verifier "program": "answer" is what it prints, or a
+    list of [source that comes before it, what it then prints].
 
     A prompt that is text is a user's message; `as_text`: one to go on with. A share of the lines, by what they ask, is
     held out.
@@ -27,7 +28,7 @@ class PromptFile:
     path: str
     prompt_field: str = "prompt"
     answer_field: str = "answer"
-    verifier: Literal["exact", "text", "numeric", "gsm8k"] = "exact"
+    verifier: Literal["exact", "text", "numeric", "gsm8k", "program"] = "exact"
     system: str | None = None
     as_text: bool = False
     heldout: float = 0.05
