@@ -28,7 +28,7 @@ from jaxlm import storage
 from jaxlm.config import UserError, nearest
 from jaxlm.feedback import parts, verifiers
 from jaxlm.feedback.collect import read_prompts
-from jaxlm.feedback.scoring import Reward
+from jaxlm.feedback.scoring import TIMEOUT, Reward
 from jaxlm.feedback.store import Store
 from jaxlm.run import best_of_n, reward, rounds
 from jaxlm.run.load import Run, load_run
@@ -47,6 +47,7 @@ N = flags.DEFINE_integer("n", 16, "Answers to each prompt, of which one is chose
 REWARD = flags.DEFINE_string("reward", None, "Folder of a reward model's run.")
 VERIFIER = flags.DEFINE_string("verifier", None, f"How an answer is compared with the truth: {', '.join(VERIFIERS)}.")
 SCORER = flags.DEFINE_string("scorer", None, "module:function of a reward function.")
+SCORER_TIMEOUT = flags.DEFINE_float("scorer_timeout", TIMEOUT, "Seconds for --scorer to score all answers.")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Of the samples.")
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", 128, "End an answer after this many tokens.", lower_bound=1)
 TOOLS = flags.DEFINE_list("tools", [], f"That may be called: {', '.join(NAMES[:2])}.")
@@ -54,18 +55,18 @@ SYSTEM = flags.DEFINE_string("system", None, "System message of prompts that hav
 SEED = flags.DEFINE_integer("seed", 0, "Of the samples, and of the choice among ties.", lower_bound=0)
 
 
-def scorer(run: Run) -> Reward:
-    """The one that the flags name."""
+def scorer(run: Run) -> tuple[Reward, float | None]:
+    """The one that the flags name, with its time limit: only what comes from elsewhere may hang."""
     given = [n for n, f in (("reward", REWARD), ("verifier", VERIFIER), ("scorer", SCORER)) if f.value is not None]
     if len(given) != 1:
         raise UserError("one of --reward=RUN, --verifier=NAME and --scorer=module:function is needed")
     if REWARD.value is not None:
-        return reward.reward_function(REWARD.value, run.tokenizer.hash)
+        return reward.reward_function(REWARD.value, run.tokenizer.hash), None
     if SCORER.value is not None:
-        return parts.reward((parts.Function(SCORER.value),), None, run.tokenizer)
+        return parts.reward((parts.Function(SCORER.value),), None, run.tokenizer), SCORER_TIMEOUT.value
     if VERIFIER.value not in VERIFIERS:
         raise UserError(f"--verifier: unknown {VERIFIER.value!r}; {nearest(VERIFIER.value, VERIFIERS)}")
-    return verifiers.verified(VERIFIERS[VERIFIER.value])
+    return verifiers.verified(VERIFIERS[VERIFIER.value]), None
 
 
 def main() -> int:
@@ -73,13 +74,13 @@ def main() -> int:
         raise UserError("--workdir=RUN, --prompts=FILE and --out=DIR are needed")
     use_compilation_cache()
     run, prompts = load_run(WORKDIR.value, STEP.value), read_prompts(PROMPTS.value, SYSTEM.value)
-    score, out = scorer(run), storage.make_dir(OUT.value)
+    (score, timeout), out = scorer(run), storage.make_dir(OUT.value)
     tools = by_name(TOOLS.value, None, out) if TOOLS.value else None
     sampling = Sampling(temperature=TEMPERATURE.value, max_tokens=MAX_TOKENS.value, seed=SEED.value)
     with Store(out / "samples.db") as store:
         found = rounds.respond(store, run, prompts, N.value, sampling, tools)
     groups = [best_of_n.Group(p, tuple(responses)) for p, responses in zip(prompts, found, strict=True)]
-    chosen = best_of_n.select(groups, score, N.value, SEED.value, timeout=None)
+    chosen = best_of_n.select(groups, score, N.value, SEED.value, timeout)
     best_of_n.write(chosen, out / "chosen.jsonl", out / "random.jsonl")
     told = {f: dataclasses.asdict(getattr(chosen, f)) for f in ("best", "random", "pool", "gain")}
     about = {"prompts": len(chosen.chosen), "left_out": chosen.left_out, "n": N.value, "kl": chosen.kl}

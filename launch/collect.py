@@ -35,6 +35,7 @@ from jaxlm.feedback import pairwise
 from jaxlm.feedback.collect import collect, read_prompts
 from jaxlm.feedback.endpoint import Endpoint, say
 from jaxlm.feedback.pairwise import Ranker, Verdicts, annotate, by_probability, by_scores, by_text, by_wins
+from jaxlm.feedback.scoring import TIMEOUT
 from jaxlm.feedback.store import Store
 from jaxlm.run.load import load_run
 from jaxlm.run.policy import policy_of
@@ -56,6 +57,7 @@ TOP_P = flags.DEFINE_float("top_p", 1.0, "Keep the likeliest tokens that togethe
 MAX_TOKENS = flags.DEFINE_integer("max_tokens", 128, "End a response after this many tokens.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of the samples.", lower_bound=0)
 SCORER = flags.DEFINE_string("scorer", None, "module:function of a reward function that ranks by its values.")
+SCORER_TIMEOUT = flags.DEFINE_float("scorer_timeout", TIMEOUT, "Seconds for --scorer to score a batch of 16 prompts.")
 JUDGE = flags.DEFINE_string("judge", None, "Folder of a run whose model compares responses.")
 CRITERION = flags.DEFINE_string("criterion", pairwise.BETTER, "What a judge is asked: which reply is ...?")
 JUDGE_URL = flags.DEFINE_string("judge_url", None, "Address of a judge, up to the part before /chat/completions.")
@@ -101,7 +103,7 @@ def rankers(verdicts: Verdicts) -> dict[str, Ranker]:
     out: dict[str, Ranker] = {}
     by = "" if CRITERION.value == pairwise.BETTER else f", {CRITERION.value}"  # another question, another annotator
     if SCORER.value is not None:
-        out[f"scorer {SCORER.value}"] = by_scores(scorer(SCORER.value))
+        out[f"scorer {SCORER.value}"] = by_scores(scorer(SCORER.value), SCORER_TIMEOUT.value)
     if JUDGE_URL.value is not None:
         if JUDGE_MODEL.value is None:
             raise UserError("--judge_url needs --judge_model=NAME")

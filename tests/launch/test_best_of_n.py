@@ -1,6 +1,7 @@
 """launch.best_of_n on a model whose words are known."""
 
 import json
+import time
 
 import pytest
 from absl import flags
@@ -8,6 +9,7 @@ from absl.testing import flagsaver
 
 from jaxlm.config import UserError
 from jaxlm.data.chat_sources import Messages, conversations
+from jaxlm.feedback.store import Store
 from jaxlm.tools.isolation import IsolationError
 from jaxlm.tools.python import isolation_mode
 from launch import best_of_n
@@ -60,6 +62,25 @@ def test_the_best_are_written_with_their_control(call, either, tmp_path):
     assert [json.loads(x)["messages"] for x in before.splitlines()] == [
         json.loads(x)["messages"] for x in (tmp_path / "a" / "chosen.jsonl").read_text().splitlines()
     ]
+
+
+def hang(prompts, completions, metadata):
+    time.sleep(20)
+    return [0.0] * len(prompts)
+
+
+def test_a_scorer_that_hangs_ends_and_its_answers_stay(call, either, tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "hi"}\n')
+    options = {"workdir": either, "prompts": str(tmp_path / "prompts.jsonl"), "max_tokens": 8, "n": 4, "verifier": None}
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"no answer within 0.2 s; it stands at test_best_of_n.py:\d+ in hang"):
+        call(out=str(tmp_path / "a"), scorer=f"{__name__}:hang", scorer_timeout=0.2, **options)
+    assert time.monotonic() - began < 15 and not (tmp_path / "a" / "chosen.jsonl").exists()
+    with Store(tmp_path / "a" / "samples.db") as store:
+        before = list(store.records())
+    call(out=str(tmp_path / "a"), scorer=f"{__name__}:loud", **options)
+    with Store(tmp_path / "a" / "samples.db") as store:
+        assert list(store.records()) == before and len(before) == 5
 
 
 def test_programs_are_chosen_by_what_they_print(call, tmp_path):

@@ -1,6 +1,7 @@
 """launch.collect: a checkpoint's responses in the store, ranked by programs."""
 
 import json
+import time
 
 import pytest
 from absl import flags
@@ -9,7 +10,7 @@ from absl.testing import flagsaver
 from jaxlm.config import UserError
 from jaxlm.data.conversation import Conversation, Message
 from jaxlm.feedback.preferences import from_store
-from jaxlm.feedback.records import Prompt, Ranking, Response
+from jaxlm.feedback.records import Prompt, Response
 from jaxlm.feedback.store import Store
 from launch import collect
 from tests.launch.talkers import run_folder
@@ -91,8 +92,13 @@ def test_collecting_and_ranking_by_programs(call, runs, tmp_path):
     assert "0 prompts ranked, 3 were" in call(store=path, scorer=scorer)
 
 
-def hang(prompts, completions, metadata):
+def fail(prompts, completions, metadata):
     raise KeyError("answer")
+
+
+def hang(prompts, completions, metadata):
+    time.sleep(20)
+    return [0.0] * len(prompts)
 
 
 def test_collecting_says_what_is_wrong(call, runs, tmp_path):
@@ -100,6 +106,7 @@ def test_collecting_says_what_is_wrong(call, runs, tmp_path):
     with Store(path) as store:
         (pid,) = store.add(Prompt(Conversation((Message("user", "hi"),))))
         store.add(*(Response(pid, Message("assistant", t)) for t in "ab"))
+        before = list(store.records(retracted=True))
     for text, message in (
         ("{", "line 1: not valid JSON"),
         ('{"text": "hi"}', "line 1: a list 'messages' or a text 'prompt' or 'question' is wanted"),
@@ -120,7 +127,11 @@ def test_collecting_says_what_is_wrong(call, runs, tmp_path):
         ({"store": path, "scorer": "os"}, "module:function is wanted"),
         ({"store": path, "scorer": "os:nothing"}, "module:function is wanted"),
         ({"store": path, "scorer": "os:sep"}, "is no function"),
-        ({"store": path, "scorer": f"{__name__}:hang"}, "it raised KeyError"),
+        ({"store": path, "scorer": f"{__name__}:fail"}, "it raised KeyError"),
+        (
+            {"store": path, "scorer": f"{__name__}:hang", "scorer_timeout": 0.2},
+            "hang', 2 samples: no answer within 0.2 s",
+        ),
         ({"store": path, "judge_url": "http://127.0.0.1:1"}, "needs --judge_model"),
         ({"store": path, "judge_url": "http://example.org", "judge_model": "m"}, "another machine"),
         ({"store": path, "workdir": runs[0], "prompts": str(file), "temperature": 0.0}, "only 1 when greedy"),
@@ -129,4 +140,4 @@ def test_collecting_says_what_is_wrong(call, runs, tmp_path):
         with pytest.raises(UserError, match=message):
             call(**options)
     with Store(path) as store:
-        assert not list(store.records(Ranking)) and list(store.prompts()) == [pid]
+        assert list(store.records(retracted=True)) == before

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlm import config, sharding
+from jaxlm import config, sharding, storage
 from jaxlm.config import UserError
 from jaxlm.data.chat import Chat
 from jaxlm.data.conversation import Conversation, Message, read_completion
@@ -227,6 +227,34 @@ def test_a_faulty_reward_says_what_is_wrong_and_changes_nothing(trained):
     rewarding.WAY["now"] = "length"
     after, metrics = trainer(s, 0)
     assert after.step == 1 and after.updates == 4 and metrics["reward"] > -1
+
+
+def test_a_run_whose_reward_fails_stands_where_it_stood_and_goes_on_when_it_is_mended(
+    experiment, whole, tmp_path, monkeypatch
+):
+    """Started again and again with a faulty reward; then with a good one it ends as if nothing had been."""
+    e, workdir = config.override(experiment, {"objective.reward_timeout": 1.0}), tmp_path / "run"
+
+    def files() -> dict[str, str]:
+        found = {str(p.relative_to(workdir)): p for p in workdir.rglob("*") if p.is_file()}
+        return {name: storage.sha256_file(p) for name, p in found.items() if name != "environment.json"}
+
+    def begun(way: str, words: str) -> dict[str, str]:
+        with monkeypatch.context() as m:
+            stop(m, 2, lambda: rewarding.WAY.update(now=way))
+            with pytest.raises(UserError, match=words) as error:
+                rl.run(e, workdir, experiment)
+        assert "\n" not in str(error.value) and checkpoint.newest(workdir) == 2
+        rewarding.WAY["now"] = "length"
+        return files()
+
+    before = begun("raises", "part 'function/tests.*, 16 samples: it raised ValueError at rewarding.py:.*no such luck")
+    assert len([name for name in before if name.startswith("checkpoints/2/")]) > 3
+    assert begun("nan", "part 'function/tests.*, sample 15 of 16: it gave nan") == before
+    assert begun("hangs", "no answer within 1 s; it stands at rewarding.py") == before
+    assert rl.run(e, workdir, experiment) == exits.EXIT_DONE
+    assert_same(saved(workdir), saved(whole))
+    assert said(workdir) == said(whole)
 
 
 def test_what_cannot_be_scored_teaches_nothing(trained):
