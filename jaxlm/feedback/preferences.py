@@ -354,6 +354,8 @@ def load(
     """Preferences of a store, of a store's export, or of a file of HH, whichever `path` is.
 
     annotators, criterion: as in `from_store`; a file of HH has neither. counts: what of a file of HH is left out.
+    A line of an export that cannot be used, such as a ranking with an id twice or of what is not there, is a
+    `UserError`: a program wrote it, so it has been changed or torn since.
     """
     file = storage.path(path)
     if not file.is_file():
@@ -364,7 +366,13 @@ def load(
         return read_hh(path, counts)
     with Store(path if is_store else ":memory:", create=not is_store) as store:
         if not is_store:
-            store.import_jsonl(path)
+            rejects = readers.Rejects(max_fraction=1.0)
+            store.import_jsonl(path, rejects)
+            if rejects.rejected:
+                raise UserError(
+                    f"{rejects.examples[0]} ({rejects.rejected} of {rejects.seen} lines cannot be used): export it "
+                    "again, or bring the others into a store with launch.rank --import"
+                )
         found = from_store(store, annotators, criterion)
     if not found:
         raise UserError(f"{path} holds no preferences" + (f" by {', '.join(annotators)}" if annotators else ""))

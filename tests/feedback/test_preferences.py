@@ -8,7 +8,7 @@ import json
 import pytest
 
 from jaxlm.config import UserError
-from jaxlm.data import chat_sources
+from jaxlm.data import chat_sources, preference_sources
 from jaxlm.data.chat_sources import Messages
 from jaxlm.data.conversation import Conversation, Message, Part, prompt_ids, read_completion, render
 from jaxlm.data.tokenizer import BytesTokenizer
@@ -243,3 +243,43 @@ def test_one_door_for_store_export_and_hh(tmp_path):
         load(tmp_path / "none")
     with pytest.raises(UserError, match="2 answers and 1 ranks"):
         dataclasses.replace(preference((0, 1)), ranks=(0,))
+
+
+def export(tmp_path) -> list[str]:
+    """The lines of 40 rankings of two responses: one bad line is less than what an import lets pass."""
+    with Store(":memory:") as store:
+        for i in range(40):
+            store.add(*as_records(preference((1, 0), talk(f"prompt {i}")), "made up"))
+        store.export_jsonl(tmp_path / "good.jsonl")
+    return (tmp_path / "good.jsonl").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda r: r["tiers"].append(r["tiers"][0]), "bad.jsonl line 160: .*more than once"),
+        (lambda r: r["tiers"].pop(), "bad.jsonl line 160: .*the ranking lacks"),
+        (lambda r: r["shown"].pop(), "bad.jsonl line 160: .*at least two responses"),
+        (lambda r: r.update(prompt="0" * 32), "bad.jsonl line 160: the id .* is not that of what the record holds"),
+    ],
+    ids=["twice", "lacks", "one", "changed"],
+)
+def test_an_export_with_a_bad_ranking_is_refused_and_never_trained_on_in_part(tmp_path, change, words):
+    lines = export(tmp_path)
+    assert len(load(tmp_path / "good.jsonl")) == 40 and len(lines) == 160
+    ranking = json.loads(lines[-1])
+    change(ranking)
+    (tmp_path / "bad.jsonl").write_text("\n".join([*lines[:-1], json.dumps(ranking)]))
+    with pytest.raises(UserError, match=f"{words}.* \\(1 of 160 lines cannot be used\\): export it again"):
+        load(tmp_path / "bad.jsonl")
+    with pytest.raises(UserError, match=r"bad\.jsonl line 160"):
+        preference_sources.read(preference_sources.Rankings(str(tmp_path / "bad.jsonl")))
+
+
+def test_an_export_without_a_response_that_was_ranked_is_refused(tmp_path):
+    lines = export(tmp_path)
+    (tmp_path / "bad.jsonl").write_text("\n".join(lines[:-2] + lines[-1:]))
+    with pytest.raises(UserError, match=r"bad\.jsonl line 159: .* is not in the store \(1 of 159 lines"):
+        load(tmp_path / "bad.jsonl")
+    (tmp_path / "twice.jsonl").write_text("\n".join([*lines, *lines[-4:]]))
+    assert len(load(tmp_path / "twice.jsonl")) == 40  # the same record again is one
