@@ -12,8 +12,9 @@ People rank with launch.rank. Programs that rank here, each under its own annota
   --scorer=module:function   a reward function (prompts, completions, metadata) -> list of numbers or None
   --judge=RUN2               a run's model compares each two responses, by the probabilities of its answers A and B
   --judge_url=URL            the same by a model behind an OpenAI-compatible address, by what it writes
-A judge sees each pair in both orders. A prompt with a verdict that cannot be read gets no ranking, and is counted. A
-judge's address must be this machine's unless --judge_remote; its key comes from the environment variable --judge_key.
+A judge sees each pair in both orders. A prompt with a verdict that cannot be read gets no ranking, and is counted. What
+a judge has said stands beside the store, in FEEDBACK.db.journal.jsonl, and is not asked again. A judge's address must
+be this machine's unless --judge_remote; its key comes from the environment variable --judge_key.
 
 examples:
   python -m launch.collect --workdir=runs/sft --prompts=prompts.jsonl --store=runs/feedback.db --k=5
@@ -29,14 +30,17 @@ import importlib
 
 from absl import flags
 
+from jaxlm import storage
 from jaxlm.config import UserError
 from jaxlm.data.conversation import prompt_ids
 from jaxlm.feedback import pairwise
 from jaxlm.feedback.collect import collect, read_prompts
 from jaxlm.feedback.endpoint import Endpoint, say
+from jaxlm.feedback.journal import FILE, Journal
 from jaxlm.feedback.pairwise import Ranker, Verdicts, annotate, by_probability, by_scores, by_text, by_wins
 from jaxlm.feedback.scoring import TIMEOUT
 from jaxlm.feedback.store import Store
+from jaxlm.run import rounds
 from jaxlm.run.load import load_run
 from jaxlm.run.policy import policy_of
 from jaxlm.run.train import use_compilation_cache
@@ -100,6 +104,8 @@ def scorer(name: str):
 
 def rankers(verdicts: Verdicts) -> dict[str, Ranker]:
     """Annotator -> how it ranks."""
+    file = storage.path(STORE.value)
+    journal = Journal(file.parent, name=f"{file.name}.{FILE}")
     out: dict[str, Ranker] = {}
     by = "" if CRITERION.value == pairwise.BETTER else f", {CRITERION.value}"  # another question, another annotator
     if SCORER.value is not None:
@@ -110,11 +116,12 @@ def rankers(verdicts: Verdicts) -> dict[str, Ranker]:
         endpoint = Endpoint(
             JUDGE_URL.value, JUDGE_MODEL.value, JUDGE_KEY.value, JUDGE_REMOTE.value, JUDGE_TIMEOUT.value
         )
-        out[f"judge {endpoint.name}{by}"] = by_wins(by_text(say(endpoint), CRITERION.value, verdicts))
+        out[f"judge {endpoint.name}{by}"] = by_wins(by_text(say(endpoint, journal), CRITERION.value, verdicts))
     if JUDGE.value is not None:
         run = load_run(JUDGE.value)
-        scores = pairwise.scores_of(run.model, run.params, run.tokenizer, run.experiment.data.context)
-        out[f"judge {policy_of(run).name}{by}"] = by_wins(by_probability(scores, CRITERION.value, verdicts))
+        out[f"judge {policy_of(run).name}{by}"] = by_wins(
+            by_probability(rounds.judge(run, journal), CRITERION.value, verdicts)
+        )
     return out
 
 

@@ -52,6 +52,16 @@ def plot(found: dict[int, dict], k: int, path) -> None:
     save_figure(figure, path)
 
 
+def left_out(collected: dict) -> str:
+    """What a round's `collect` says of prompts without a ranking; nothing where it ran before they were counted."""
+    if "unranked" not in collected:
+        return ""
+    return (
+        f"{collected['unranked']} prompts got no ranking; of a judge's verdicts {collected['malformed']} could not be "
+        f"read, and {collected['missing']} were missing (too long for it, or no answer)."
+    )
+
+
 def numbers(page: Page, k: int, r: dict, reward: dict) -> None:
     """The figures of round k: r what its `evaluate` gave, reward the metrics of its reward model."""
     page.figures([
@@ -76,7 +86,8 @@ def page(p, k: int, found: dict[int, dict], done: dict) -> Page:
     collected = done[f"collect_{k}"]["result"]
     made.paragraph(
         f"{collected['rankings']} rankings ({collected['pairs']} pairs) by {collected['annotator']} trained the reward "
-        f"model; gold is measured on {r['gain']['n']} held-out prompts that nothing was trained on.", soft=True
+        f"model; gold is measured on {r['gain']['n']} held-out prompts that nothing was trained on. "
+        f"{left_out(collected)}", soft=True
     )  # fmt: skip
     made.heading("Figures")
     numbers(made, k, r, learned)

@@ -12,6 +12,7 @@ from jaxlm.data.world.manners import demonstration, errands
 from jaxlm.feedback import pairwise, preferences
 from jaxlm.feedback.collect import read_prompts
 from jaxlm.feedback.gold import gold
+from jaxlm.feedback.journal import Journal
 from jaxlm.feedback.lessons import Lesson, write_lessons
 from jaxlm.feedback.records import Response, record_id, to_line
 from jaxlm.feedback.store import Store
@@ -77,13 +78,13 @@ def demonstrate(p: Place) -> dict:
 
 
 # ------------------------------------------------------------------------------------------------------- the rankings
-def _ranker(p: Place) -> tuple[str, pairwise.Ranker]:
-    """(annotator, how it ranks)"""
+def _ranker(p: Place, folder, verdicts: pairwise.Verdicts) -> tuple[str, pairwise.Ranker]:
+    """(annotator, how it ranks); a judge's journal is in the folder."""
     if p.x.judge is None:
         return "gold", pairwise.by_scores(gold)
     run = load_run(p.x.judge)
-    scores = pairwise.scores_of(run.model, run.params, run.tokenizer, run.experiment.data.context)
-    return f"judge {policy_of(run).name}", pairwise.by_wins(pairwise.by_probability(scores))
+    compare = pairwise.by_probability(rounds.judge(run, Journal(folder)), counts=verdicts)
+    return f"judge {policy_of(run).name}", pairwise.by_wins(compare)
 
 
 def _exported(store: Store, annotator: str, wanted: set[str]) -> list:
@@ -101,7 +102,8 @@ def collecting(p: Place, k: int, done: dict) -> dict:
     chosen = every[(k - 1) * p.x.prompts : k * p.x.prompts]
     if len(chosen) < p.x.prompts:
         raise UserError(f"round {k} needs {k * p.x.prompts} prompts, and there are {len(every)}: raise pool")
-    run, (annotator, rank) = load_run(p.policy(k - 1)), _ranker(p)
+    folder, verdicts = storage.make_dir(p.root / f"round_{k}"), pairwise.Verdicts()
+    run, (annotator, rank) = load_run(p.policy(k - 1)), _ranker(p, folder, verdicts)
     sampling = Sampling(max_tokens=p.x.max_tokens, seed=p.x.seed)
     with Store(p.root / "feedback.db") as store:
         found = rounds.respond(store, run, chosen, p.x.responses, sampling, p.tools())
@@ -112,14 +114,13 @@ def collecting(p: Place, k: int, done: dict) -> dict:
         )  # fmt: skip
         before = [i for n in range(1, k) for i in done[f"collect_{n}"]["result"]["responses"]]
         records = _exported(store, annotator, mine | set(before))
-    file = p.root / f"round_{k}" / "feedback.jsonl"
-    storage.make_dir(file.parent)
+    file = folder / "feedback.jsonl"
     storage.write_text(file, "".join(to_line(r) + "\n" for r in records))
     items = preferences.load(file)
-    print(
-        f"{annotator}: {len(items)} rankings of {len(before) + len(ids)} responses, {ranked.unranked} prompts without"
-    )
     told = {"rankings": len(items), "pairs": sum(len(i.pairs) for i in items), "annotator": annotator}
+    # Not how many were asked: what a former start has ranked, a later one does not ask.
+    told |= {"unranked": ranked.unranked, "malformed": verdicts.malformed, "missing": verdicts.missing}
+    print(f"{annotator}: {len(items)} rankings of {len(before) + len(ids)} responses; {rounds_page.left_out(told)}")
     return {"identity": preference_sources.fingerprint(items), "responses": ids} | told
 
 

@@ -13,7 +13,7 @@ def rankings(out: Page, results: dict, root) -> None:
         f"{collected['rankings']} of them ({collected['pairs']} pairs) by {collected['annotator']} trained a reward "
         "model, and PPO the policy against it. Gold is what people are taken to want, measured on held-out errands "
         "and never trained on; best-of-n of the policy before, by the same reward model, is what PPO has to match at "
-        "its KL."
+        f"its KL. {rounds_page.left_out(collected)}"
     )
     rounds_page.numbers(out, 1, found, learned["last"])
     pictures = (

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from jaxlm.config import UserError
 from jaxlm.data.conversation import Conversation
 from jaxlm.data.messages import to_messages
+from jaxlm.feedback.journal import Journal, question
 
 Say = Callable[[Sequence[Conversation]], list[str | None]]
 
@@ -113,8 +114,10 @@ def _wait(error: urllib.error.HTTPError | None, pause: float) -> float:
     return min(float(asked) if asked.isdigit() else pause, LONGEST_PAUSE)
 
 
-def say(endpoint: Endpoint) -> Say:
+def say(endpoint: Endpoint, journal: Journal | None = None) -> Say:
     """Asks for the reply to each conversation, greedily; None where there was none after all retries.
+
+    journal: what it knows is not asked again, and every reply is there as soon as it has come.
 
     `UserError` where asking again cannot help: the key or the model is refused, the answer is none of this API's, or
     several conversations in a row got no answer.
@@ -144,11 +147,16 @@ def say(endpoint: Endpoint) -> Say:
                 time.sleep(_wait(refused, endpoint.pause * 2**attempt))
         return None
 
+    def known(conversation: Conversation) -> str | None:
+        if journal is None:
+            return ask(conversation)
+        return journal.get(0, question(endpoint.name, conversation), lambda: ask(conversation))
+
     def ask_all(conversations: Sequence[Conversation]) -> list[str | None]:
         out, failures = [], 0
         with concurrent.futures.ThreadPoolExecutor(endpoint.workers) as pool:
             try:
-                for text in pool.map(ask, conversations):
+                for text in pool.map(known, conversations):
                     out.append(text)
                     failures = failures + 1 if text is None else 0
                     if failures == MOST_FAILURES:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from absl import logging
 
 from jaxlm import storage
+from jaxlm.data.conversation import Conversation
+from jaxlm.feedback.records import conversation_hash
 from jaxlm.feedback.scoring import Reward, scores
 from jaxlm.tools import Tool, ToolFailure, call
 
@@ -21,8 +23,8 @@ FILE = "journal.jsonl"
 class Journal:
     """Of the workdir `root`, from step `first` on; on object storage, where files cannot be appended to, in memory."""
 
-    def __init__(self, root, first: int = 0):
-        self._file = storage.path(root) / FILE
+    def __init__(self, root, first: int = 0, name: str = FILE):
+        self._file = storage.path(root) / name
         self._local, self._lock = storage.is_local(root), threading.Lock()
         self._keys: dict[tuple, threading.Lock] = collections.defaultdict(threading.Lock)
         self._known: dict[tuple[int, str], object] = {}
@@ -41,12 +43,15 @@ class Journal:
                 self._known[record["step"], record["key"]] = record["value"]
 
     def get(self, step: int, key: str, make: Callable[[], object]):
-        """The value of `key` at a step: as it was, or else `make()`, which runs once whoever asks at the same time."""
+        """The value of `key` at a step: as it was, or else `make()`, which runs once whoever asks at the same time.
+        None from `make` is no answer, and is not kept."""
         with self._lock:
             one = self._keys[step, key]
         with one:
             if (step, key) not in self._known:
                 value = make()
+                if value is None:
+                    return None
                 self.put(step, key, value)
             return self._known[step, key]
 
@@ -81,6 +86,11 @@ def tools(journal: Journal, step: int, found: Mapping[str, Tool]) -> dict[str, T
         return Tool(tool.name, tool.description, run)
 
     return {name: journaled(tool) for name, tool in found.items()}
+
+
+def question(judge: str, asked: Conversation) -> str:
+    """The key of a judge's answer. judge: what tells it from all others, such as a checkpoint's hash."""
+    return f"judge {judge} {conversation_hash(asked)}"
 
 
 def reward(journal: Journal, step: Callable[[], int], name: str, inner: Reward, address: str) -> Reward:

@@ -17,6 +17,8 @@ import numpy as np
 from jaxlm.config import UserError
 from jaxlm.data.conversation import Conversation, Message, prompt_ids
 from jaxlm.feedback.endpoint import Say
+from jaxlm.feedback.journal import Journal
+from jaxlm.feedback.journal import question as key_of
 from jaxlm.feedback.judge import VERDICTS, Ask, address, asked
 from jaxlm.feedback.records import Prompt, Ranking, Response
 from jaxlm.feedback.scoring import TIMEOUT, Reward, scores
@@ -147,6 +149,26 @@ def scores_of(cfg: ModelConfig, params, tokenizer, limit: int | None = None) -> 
     return answer_scores
 
 
+def journaled(journal: Journal, judge: str, inner: AnswerScores, at_once: int = 32) -> AnswerScores:
+    """The same log-probabilities, but of a question those that were found first, kept after each call of `inner`.
+
+    judge: as in `journal.question`. at_once: questions a call.
+    """
+
+    def answer_scores(conversations, answers):
+        keys = [key_of(f"{judge} {' '.join(answers)}", c) for c in conversations]
+        new = [(k, c) for k, c in dict(zip(keys, conversations)).items() if not journal.has(0, k)]
+        for first in range(0, len(new), at_once):
+            some = new[first : first + at_once]
+            for (key, _), found in zip(some, inner([c for _, c in some], answers), strict=True):
+                if found is not None:
+                    journal.put(0, key, list(found))
+        known = [journal.get(0, key, lambda: None) for key in keys]
+        return [None if pair is None else tuple(pair) for pair in known]
+
+    return answer_scores
+
+
 # ------------------------------------------------------------------------------------------------------------ rankings
 class Ranked(NamedTuple):
     """Places of responses from best to worst, tied ones together, and plain JSON that says why."""
@@ -252,7 +274,8 @@ def annotate(
     """Ranks the responses to each prompt that this annotator has not ranked, and adds the rankings as they come.
 
     prompts: ids, all if unset. chosen: which of the responses count. at_once: prompts a call of `rank`; what was ranked
-    before a crash is there, and the same call goes on. The replies' thinking is not shown to a judge.
+    before a crash is there, and the same call goes on; what a judge has said since, its journal knows. The replies'
+    thinking is not shown to a judge.
     """
     known, todo = 0, []
     ranked = {

@@ -20,8 +20,9 @@ from jaxlm.config import UserError
 from jaxlm.data.conversation import Conversation, Message, prompt_ids
 from jaxlm.estimates import Estimate, clustered
 from jaxlm.feedback.collect import collect
+from jaxlm.feedback.journal import Journal
 from jaxlm.feedback.overoptimization import best_of_n, best_of_n_kl
-from jaxlm.feedback.pairwise import completion_of
+from jaxlm.feedback.pairwise import AnswerScores, completion_of, journaled, scores_of
 from jaxlm.feedback.preferences import Answer
 from jaxlm.feedback.records import Prompt, Response, record_id
 from jaxlm.feedback.scoring import Reward, scores
@@ -55,6 +56,12 @@ def respond(
         responses = [r for r in store.responses(record_id(prompt)).values() if mine(r)]
         found.append(sorted(responses, key=lambda r: r.sampling["sample_id"])[:k])
     return found
+
+
+def judge(run: Run, journal: Journal) -> AnswerScores:
+    """A run's model as a judge, whose answers are journaled under the hash of its checkpoint."""
+    scores = scores_of(run.model, run.params, run.tokenizer, run.experiment.data.context)
+    return journaled(journal, policy_of(run).hash, scores)
 
 
 def scored(reward: Reward, prompts: Sequence[Prompt], found: Sequence[Sequence[Response]]) -> np.ndarray:

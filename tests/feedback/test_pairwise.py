@@ -1,11 +1,6 @@
 """Judges of two replies: places cancel, what cannot be read labels nothing, and nothing leaves unasked."""
 
-import contextlib
-import functools
-import http.server
-import json
 import math
-import threading
 import time
 
 import pytest
@@ -14,6 +9,7 @@ from jaxlm.config import UserError
 from jaxlm.data.conversation import Conversation, Message, prompt_ids
 from jaxlm.data.tokenizer import BytesTokenizer
 from jaxlm.feedback.endpoint import Endpoint, say
+from jaxlm.feedback.journal import Journal
 from jaxlm.feedback.pairwise import (
     BETTER,
     Annotated,
@@ -24,6 +20,7 @@ from jaxlm.feedback.pairwise import (
     by_scores,
     by_text,
     by_wins,
+    journaled,
     question,
     said_by,
     scores_of,
@@ -38,6 +35,7 @@ from jaxlm.nn.transformer import ModelConfig
 from jaxlm.sample.chat import Reply
 from jaxlm.sample.engine import next_token_distribution
 from tests.feedback.scripted import Scripted
+from tests.feedback.serving import chosen, server
 from tests.tiny_run import random_params
 
 PROMPT = Conversation((Message("user", "Name a color."), Message("assistant", "Why?"), Message("user", "Please.")))
@@ -191,41 +189,6 @@ def test_a_reward_is_given_the_reply_as_it_was_sampled(store):
 
 
 # ------------------------------------------------------------------------------------------------------- the endpoint
-@contextlib.contextmanager
-def server(answer):
-    """A local address; `answer(request as JSON, headers, how many came before)` gives (status, headers, bytes)."""
-    seen = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            seen.append((self.path, asked, dict(self.headers)))
-            status, headers, data = answer(asked, len(seen) - 1)
-            with contextlib.suppress(OSError):
-                self.send_response(status)
-                for name, value in {"Content-Length": str(len(data)), **headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(data)
-
-        def log_message(self, *_):
-            pass
-
-    http_server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=functools.partial(http_server.serve_forever, 0.01))
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{http_server.server_port}/v1", seen
-    finally:
-        http_server.shutdown()
-        thread.join()
-        http_server.server_close()
-
-
-def chosen(text, status=200, **headers):
-    return status, headers, json.dumps({"choices": [{"message": {"role": "assistant", "content": text}}]}).encode()
-
-
 SECRET = "sk-very-secret-0123"
 
 
@@ -264,6 +227,67 @@ def test_what_passes_is_tried_again_and_no_more_than_so_often():
     said, count = ask(lambda _, n: chosen("", 401))
     assert said.endswith("refuses: HTTP status 401") and count <= 2
     assert ask(lambda _, n: chosen(None)) == (["", ""], 2)
+
+
+def test_a_crash_in_mid_batch_loses_no_verdict_and_a_malformed_one_is_not_asked_again(store, tmp_path):
+    """The judge is gone after five answers, and says the opposite when it is there again."""
+    mode, longest_first = ["begins"], longer().says
+
+    def answer(asked, n):
+        text = asked["messages"][0]["content"]
+        if mode == ["begins"] and n >= 5:
+            return chosen("", 401)
+        if "unclear" in text:
+            return chosen("?")
+        first = longest_first(text, None)
+        return chosen(
+            first if mode == ["begins"] or len(set(map(len, replies(text)))) == 1 else "BA"["AB".index(first)]
+        )
+
+    with server(answer) as (url, seen):
+
+        def ranked():
+            counts, before = Verdicts(), len(seen)
+            judge = say(Endpoint(url, "m", workers=1), Journal(tmp_path, name="judge.jsonl"))
+            try:
+                done = annotate(store, "judge", by_wins(by_text(judge, counts=counts)))
+            except UserError as e:
+                done = str(e)
+            return done, counts, len(seen) - before
+
+        said, *_ = ranked()
+        assert said.endswith("refuses: HTTP status 401") and not list(store.records(Ranking))
+        assert len((tmp_path / "judge.jsonl").read_text().splitlines()) == 5
+        mode[:] = ["goes on"]
+        assert ranked() == (Annotated(1, 0, 1), Verdicts(14, 2, 0), 9)
+        ((_, r),) = store.records(Ranking)
+        assert r.details["pairs"] == [[0, 1, 0], [0, 2, 0], [0, 3, 0.5], [1, 2, 0], [1, 3, 0], [2, 3, 0.5]]
+        assert ranked() == (Annotated(0, 1, 1), Verdicts(2, 2, 0), 0)
+
+
+def test_what_was_not_answered_is_asked_again(tmp_path):
+    with server(lambda _, n: chosen("", 503) if n == 0 else chosen("A")) as (url, seen):
+        judge = say(Endpoint(url, "m", workers=1, retries=0), Journal(tmp_path))
+        assert [judge([PROMPT]), judge([PROMPT]), judge([PROMPT])] == [[None], ["A"], ["A"]] and len(seen) == 2
+
+
+def test_a_models_answers_are_kept_after_every_few_questions(tmp_path):
+    calls = []
+
+    def scores(conversations, answers):
+        calls.append([c.messages[0].text for c in conversations])
+        if len(calls) == 2:
+            raise MemoryError
+        return [None if c.messages[0].text == "long" else (float(len(calls)), 0.1) for c in conversations]
+
+    asked = [Conversation((Message("user", t),)) for t in ("a", "long", "b", "c", "a")]
+    with pytest.raises(MemoryError):
+        journaled(Journal(tmp_path), "m", scores, at_once=2)(asked, ("A", "B"))
+    found = journaled(Journal(tmp_path), "m", scores, at_once=2)(asked, ("A", "B"))
+    assert found == [(1.0, 0.1), None, (3.0, 0.1), (4.0, 0.1), (1.0, 0.1)]
+    assert calls == [["a", "long"], ["b", "c"], ["long", "b"], ["c"]]
+    others = journaled(Journal(tmp_path), "n", scores), journaled(Journal(tmp_path), "m", scores)
+    assert others[0](asked[:1], ("A", "B")) == [(5.0, 0.1)] and others[1](asked[:1], ("yes", "no")) == [(6.0, 0.1)]
 
 
 def test_nobody_there_is_said_soon():

@@ -13,6 +13,7 @@ from jaxlm.feedback.preferences import from_store
 from jaxlm.feedback.records import Prompt, Response
 from jaxlm.feedback.store import Store
 from launch import collect
+from tests.feedback.serving import chosen, server
 from tests.launch.talkers import run_folder
 from tests.sample.scripted import say
 
@@ -90,6 +91,23 @@ def test_collecting_and_ranking_by_programs(call, runs, tmp_path):
                 [["OK!"] * n for n in range(1, 5)] + [["hm"]]
             )
     assert "0 prompts ranked, 3 were" in call(store=path, scorer=scorer)
+
+
+def test_verdicts_that_say_nothing_are_counted_and_not_asked_again(call, runs, tmp_path):
+    path = str(tmp_path / "f.db")
+    with Store(path) as store:
+        for asked in ("one", "teal", "x" * 600):
+            (pid,) = store.add(Prompt(Conversation((Message("user", asked),))))
+            store.add(*(Response(pid, Message("assistant", t)) for t in ("a", "bb")))
+    with server(lambda asked, n: chosen("both" if "teal" in asked["messages"][0]["content"] else "A")) as (url, seen):
+        options = {"store": path, "judge_url": url, "judge_model": "m"}
+        printed = call(**options, judge=runs[2])
+        assert "judge m at" in printed and "2 prompts ranked, 0 were, 1 without a ranking" in printed
+        # Of three pairs by each, in both orders: the address says nothing of one, the model cannot read another.
+        assert "of 12 verdicts 2 were neither A nor B, and 2 missing (too long" in printed and len(seen) == 6
+        assert "0 prompts ranked, 2 were, 1 without" in (printed := call(**options)) and len(seen) == 6
+        assert "of 2 verdicts 2 were neither A nor B, and 0 missing" in printed
+    assert len((tmp_path / "f.db.journal.jsonl").read_text().splitlines()) == 6 + 4
 
 
 def fail(prompts, completions, metadata):

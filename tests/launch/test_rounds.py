@@ -20,7 +20,7 @@ from jaxlm.feedback import preferences
 from jaxlm.feedback.store import Store
 from jaxlm.run import exits, stages
 from jaxlm.sample import engine
-from launch import rounds, rounds_stages
+from launch import rounds, rounds_page, rounds_stages
 from tests import tiny_run
 from tests.sample.scripted import AUTOMATON, automaton, say
 
@@ -153,15 +153,27 @@ def test_each_round_reads_what_it_should():
     assert config.from_json(type(x), config.to_json(x)) == x
 
 
-def test_a_judge_may_rank_in_the_scorers_place(done, parent):
-    (whole, _), *_ = done
-    x = dataclasses.replace(SCALES["smoke"](), judge=parent)
-    annotator, rank = rounds_stages._ranker(rounds_stages.Place(x, x, whole, parent))
-    with Store(whole / "feedback.db") as store:
-        id, prompt = min(store.prompts().items(), key=lambda found: len(repr(found)))  # it must fit, with two answers
-        (ranked,) = rank([prompt], [list(store.responses(id).values())[:3]])
-    assert annotator == f"judge {parent}@7" and len(ranked.details["wins"]) == 3 == len(ranked.details["pairs"])
-    assert rounds_stages._ranker(rounds_stages.Place(SCALES["smoke"](), x, whole, parent))[0] == "gold"
+def test_a_judge_may_rank_in_the_scorers_place(done, parent, tmp_path, monkeypatch):
+    """Of one prompt the judge cannot read the two answers, which the record and the page of the round say."""
+    (whole, records), *_ = done
+    for name, size in {"MIN_PROMPT_BUCKET": 256, "MIN_TOKENS_BUCKET": 64, "MIN_CAPACITY": 512}.items():
+        monkeypatch.setattr(engine, name, size)
+    x = dataclasses.replace(SCALES["smoke"](), sft=None, judge=parent, tools=(), prompts=3, responses=2, max_tokens=8)
+    p = rounds_stages.Place(x, x, tmp_path, parent)
+    lines = [json.dumps({"prompt": asked}) + "\n" for asked in ("one", "two", "x" * 400)]
+    (tmp_path / "prompts.jsonl").write_text("".join(lines))
+    found = rounds_stages.collecting(p, 1, {})
+    assert found["annotator"] == f"judge {parent}@7" and len(found["responses"]) == 6 and found["rankings"] == 2
+    assert (found["unranked"], found["malformed"], found["missing"]) == (1, 0, 2)
+    assert len((tmp_path / "round_1" / "journal.jsonl").read_text().splitlines()) == 4
+    assert rounds_stages.collecting(p, 1, {}) == found  # as a start that comes after a crash
+    told = records | {"collect_1": {"result": found}}
+    page = rounds_page.page(rounds_stages.Place(x, x, whole, parent), 1, {1: records["evaluate_1"]["result"]}, told)
+    page.write(tmp_path / "page.html")
+    said = "1 prompts got no ranking; of a judge&#x27;s verdicts 0 could not be read, and 2 were missing"
+    assert said in (tmp_path / "page.html").read_text()
+    assert "0 prompts got no ranking" in (whole / "report" / "round_1.html").read_text()
+    assert {"unranked", "malformed", "missing"} <= records["collect_1"]["result"].keys()
 
 
 def test_mistakes_are_one_clear_line(tmp_path, parent):
