@@ -166,7 +166,7 @@ def _algorithm(e: Experiment, name: str, **around) -> Experiment:
 def random_reward(e: Experiment) -> Experiment:
     """The toss of a coin for a reward: nothing may improve, or the curve of the real reward proves nothing."""
     _objective(e)
-    return override(e, {"objective.reward": (Chance(),)})
+    return override(e, {"objective.reward": (Chance(),), "objective.gold": None})
 
 
 @edit

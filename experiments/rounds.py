@@ -83,7 +83,7 @@ def tiny() -> Rounds:
     e = grpo_tiny()
     objective = replace(
         PPO, reward=(Learned("reward"), Function(GOLD, weight=0.0)), max_tokens=64, epochs=2, minibatches=2,
-        kl=Fixed(0.3), missing_stop=Replace(-2.0), heldout_prompts=24, heldout_samples=2,
+        gold="function", kl=Fixed(0.3), missing_stop=Replace(-2.0), heldout_prompts=24, heldout_samples=2,
         critic=Critic("reward", optimizer=AdamW(lr=3e-4, weight_decay=0.0, eps=1e-5, schedule=Linear())),
     )  # fmt: skip
     ppo = override(

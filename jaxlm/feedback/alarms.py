@@ -7,7 +7,8 @@ which it began), when it could first be known, and how much.
 
 Trends are least-squares slopes over a window of records, called rising or falling when Student's t rules out the
 opposite at `confidence` on one side. The residuals are taken to be independent: give evaluations on fresh samples, or
-a longer window, where they are not.
+a longer window, where they are not. after: windows that end at this step or before are passed over, for a running loop
+that has looked at them.
 """
 
 import dataclasses
@@ -71,6 +72,7 @@ def gold_falls(
     gold: str = "gold",
     window: int = WINDOW,
     confidence: float = CONFIDENCE,
+    after: int = -1,
 ) -> Alarm | None:
     """Gold falls beyond noise over `window` records while the proxy rises, or holds: over-optimization itself.
 
@@ -80,6 +82,8 @@ def gold_falls(
     """
     steps, (p, g) = _series(records, proxy, gold)
     for end in range(window, len(steps) + 1):
+        if steps[end - 1] <= after:
+            continue
         span = slice(end - window, end)
         (_, proxy_chance), (slope, chance) = trend(p[span]), trend(g[span])
         if chance > confidence and proxy_chance < confidence:
@@ -99,6 +103,7 @@ def drift(
     healthy: Callable[[float], tuple[float, float]],
     window: int = WINDOW,
     confidence: float = CONFIDENCE,
+    after: int = -1,
 ) -> Alarm | None:
     """A metric's mean over a window has left what is healthy for its mean over the first window, and beyond noise.
 
@@ -112,6 +117,8 @@ def drift(
     low, high = healthy(float(first.mean()))
     z = -float(ndtri(1 - confidence))
     for end in range(2 * window, len(y) + 1):
+        if steps[end - 1] <= after:
+            continue
         now = y[end - window : end]
         change = float(now.mean() - first.mean())
         noise = math.sqrt((first.var(ddof=1) + now.var(ddof=1)) / window)

@@ -100,6 +100,12 @@ def name_of(part: Part) -> str:
     return words.strip("_")
 
 
+def names(parts: Sequence[Part]) -> list[str]:
+    """What each is called among the others: with its place where two are of one kind."""
+    taken = [name_of(p) for p in parts]
+    return [name if taken.count(name) == 1 else f"{name}_{i}" for i, name in enumerate(taken)]
+
+
 def chance(*seed: int) -> Reward:
     """By the sample's address alone: asked again, it says the same."""
 
@@ -172,8 +178,8 @@ def reward(
     """
     if not parts:
         raise UserError("objective.reward is empty: name a part, such as Correct")
-    named, taken = {}, [name_of(p) for p in parts]
-    for i, part in enumerate(parts):
-        name = taken[i] if taken.count(taken[i]) == 1 else f"{taken[i]}_{i}"
-        named[name] = (part.weight, _one(part, task, tokenizer, tools, learned or {}, journaled, seed))
+    named = {
+        name: (part.weight, _one(part, task, tokenizer, tools, learned or {}, journaled, seed))
+        for name, part in zip(names(parts), parts)
+    }
     return weighted_sum(named, log)

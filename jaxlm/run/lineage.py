@@ -39,6 +39,8 @@ MAY_CHANGE = (
     "objective.heldout_prompts",
     "objective.heldout_samples",
     "objective.preflight",
+    "objective.gold",
+    "objective.stop_at_alarm",
     "objective.reward_timeout",
     "mesh.",  # a checkpoint restores onto any mesh: another machine may go on
     "data.workers",  # the packed rows do not depend on these two

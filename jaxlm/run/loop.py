@@ -85,18 +85,20 @@ def run(
     evaluate_every: int,
     checkpoints: Checkpoints,
     metadata: dict,
+    ended: Callable[[], bool] | None = None,
 ) -> tuple[object, int]:
     """Steps from `state.step` to `steps`, logging, evaluating and saving on the way.
 
     step: (state, batch) -> (state, {name: scalar array}), asynchronous. batch: global step -> batch.
     evaluate: (step, state) -> the metric by which the best checkpoint is kept, lower is better; it logs for itself.
+    ended: whether what was logged says that the run is to end here; it is then done, and a resumed one takes no step.
     Returns (state, exit code): done, or preempted and saved. Raises `Diverged`.
     """
     n = int(state.step)
     pending = None  # metrics of the step before: read only once the next one is on its way
 
     with stop_requests() as stopping:
-        while n < steps:
+        while n < steps and not (ended is not None and ended()):
             state, metrics = step(state, batch(n))
             n += 1
             if pending is not None:
@@ -104,17 +106,21 @@ def run(
                 pending = None
             if n % log_every == 0 or n == recorder.first + 1 or n == steps:
                 pending = (n, metrics)
+            if ended is not None and pending is not None:
+                recorder(*pending)
+                pending = None
+            last = n == steps or (ended is not None and ended())
             stop = stopping()
-            due = n % evaluate_every == 0 or n == steps
+            due = n % evaluate_every == 0 or last
             if due or stop or n % checkpoints.cfg.every == 0:
                 if pending is not None:
                     recorder(*pending)
                     pending = None
                 began = time.perf_counter()
                 metric = evaluate(n, state) if due else None
-                checkpoints.save(n, state, metadata, metric, force=stop or n == steps)
+                checkpoints.save(n, state, metadata, metric, force=stop or last)
                 recorder.pause(time.perf_counter() - began)
-            if stop and n < steps:
+            if stop and not last:
                 checkpoints.wait()
                 return state, EXIT_PREEMPTED
     checkpoints.wait()

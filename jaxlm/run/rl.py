@@ -317,11 +317,12 @@ def train_rl(e: Experiment, workdir, base: Experiment | None = None) -> int:
     rl_metrics.write_help(root)
     progress = Progress(e.train.steps, first, f"{e.train.batch_size} responses a step")
     evaluation = rl_evals.Evaluation(e, trainer, log, progress, root)
+    alarms = rl_metrics.Alarms(e.objective, e.train.log_every, progress, rl_metrics.records_until(root, first))
     recorder = loop.Recorder(
         first=first,
         rates={},  # a step reads its own results: it knows how long it took
         max_skipped=e.train.max_skipped,
-        sinks=[log.write, progress.update, rl_metrics.Watch(progress)],
+        sinks=[log.write, progress.update, rl_metrics.Watch(progress), alarms],
         skipped=int(s.skipped),
     )
     try:
@@ -339,6 +340,7 @@ def train_rl(e: Experiment, workdir, base: Experiment | None = None) -> int:
             evaluate_every=e.evaluation.every,
             checkpoints=checkpoints,
             metadata={"hashes": data.hashes},
+            ended=alarms.ended,
         )
     finally:
         progress.close()

@@ -1,6 +1,5 @@
 """What a policy can do on prompts that it does not train on, asked on the way, and whether a run is worth its time."""
 
-import functools
 import json
 
 import numpy as np
@@ -9,11 +8,10 @@ from jaxlm import rng, storage
 from jaxlm.config import UserError
 from jaxlm.data import prompts
 from jaxlm.data.conversation import Message
-from jaxlm.feedback import alarms, parts, reasoning, shaping
+from jaxlm.feedback import parts, reasoning, shaping
 from jaxlm.feedback.passk import majority_rate, pass_rates
 from jaxlm.feedback.verifiers import MARK, final_answer, number
 from jaxlm.run import preflight as checks
-from jaxlm.run.log import read_metrics
 from jaxlm.sample.chat import Reply
 from jaxlm.sample.engine import Completion
 from jaxlm.sample.parity import certificate
@@ -50,7 +48,6 @@ class Evaluation:
 
     def __init__(self, e, trainer, log, progress, root):
         self._p, self._trainer, self._log, self._progress, self._root = e.objective, trainer, log, progress, root
-        self._told: set[str] = set()
 
     def __call__(self, n: int, s) -> float:
         p, t = self._p, self._trainer
@@ -74,7 +71,6 @@ class Evaluation:
         self._log.write(n, values)
         self._progress.note(n, values)
         self._keep(n, [*found[:: p.heldout_samples][:SAID], *greedy[:SAID]], t)
-        self._watch()
         return -values["eval/score"]
 
     def _keep(self, n: int, found: list[Sample], trainer) -> None:
@@ -86,20 +82,6 @@ class Evaluation:
         ]  # fmt: skip
         lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in said)
         storage.write_text(self._root / "samples" / f"{n:08d}.jsonl", lines)
-
-    def _watch(self) -> None:
-        """Says once what looks like reward hacking."""
-        names = {"proxy": "train/reward", "gold": "train/right"}
-        watched = [
-            functools.partial(alarms.gold_falls, **names),
-            functools.partial(alarms.length_drifts, name="train/length/mean"),
-            functools.partial(alarms.repeats, name="train/repetition"),
-            functools.partial(alarms.entropy_collapses, name="train/entropy"),
-        ]
-        for alarm in alarms.alarms(read_metrics(self._root), watched):
-            if alarm.what not in self._told:
-                self._told.add(alarm.what)
-                self._progress.say(f"ALARM: {alarm.what} since step {alarm.since}: {alarm.why}")
 
 
 def _corrections(found: list[Sample]) -> dict[str, float]:

@@ -4,16 +4,19 @@
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from jaxlm import storage
-from jaxlm.feedback.alarms import repetition
+from jaxlm.config import UserError
+from jaxlm.feedback import alarms
 from jaxlm.feedback.scoring import part_metrics
-from jaxlm.run.log import Progress
+from jaxlm.run.log import Progress, read_metrics
 from jaxlm.run.preflight import no_spread
+from jaxlm.steps.policy import PolicyGradient
 from jaxlm.steps.rollout import Sample
 
 HELP_FILE = "metrics_help.json"
@@ -114,6 +117,51 @@ class Watch:
         self._out = (self._out - values.keys()) | found.keys()
 
 
+class Alarms:
+    """A sink of metrics that says once what looks like reward hacking, as soon as the records show it.
+
+    p: the objective, whose `gold` says what is wanted. every: `train.log_every`; a record between is that of a restart,
+    and nothing may hang on it. before: the records of the run so far.
+    """
+
+    def __init__(self, p: PolicyGradient, every: int, progress: Progress, before: Sequence[dict] = ()):
+        gold = "right" if p.gold is None else f"reward/{p.gold}"
+        self._checks = (
+            functools.partial(alarms.gold_falls, proxy="train/reward", gold=f"train/{gold}"),
+            functools.partial(alarms.length_drifts, name="train/length/mean"),
+            functools.partial(alarms.repeats, name="train/repetition"),
+            functools.partial(alarms.entropy_collapses, name="train/entropy"),
+        )
+        self._every, self._progress, self._stops = every, progress, p.stop_at_alarm
+        self._records = [r for r in before if r["step"] % every == 0]
+        self._told: set[str] = set()
+        self._look(-1)
+
+    def __call__(self, step: int, values: dict[str, float]) -> None:
+        if step % self._every == 0:
+            self._records.append({"step": step} | values)
+            self._look(step - 1)
+
+    def _look(self, after: int) -> None:
+        for alarm in alarms.alarms(self._records, [functools.partial(c, after=after) for c in self._checks]):
+            if alarm.what not in self._told:
+                self._told.add(alarm.what)
+                ends = f"; the run ends at step {alarm.seen} (objective.stop_at_alarm)" if self._stops else ""
+                self._progress.say(f"ALARM: {alarm.what} since step {alarm.since}: {alarm.why}{ends}")
+
+    def ended(self) -> bool:
+        """Whether the run is to end here."""
+        return self._stops and bool(self._told)
+
+
+def records_until(workdir, step: int) -> list[dict]:
+    """What the run has logged up to a step; nothing where its metrics are gone."""
+    try:
+        return [r for r in read_metrics(workdir) if r["step"] <= step]
+    except UserError:
+        return []
+
+
 # --------------------------------------------------------------------------------------------------------- a rollout
 def groups_without_spread(samples: Sequence[Sample], rewards: Sequence[float | None]) -> float:
     records = [{"group": s.place, "reward": r} for s, r in zip(samples, rewards, strict=True)]
@@ -140,7 +188,7 @@ def of_samples(
         "eos_rate": float(np.mean([s.ended for s in samples])),
         "length/mean": float(lengths.mean()),
         "length/max": float(lengths.max()),
-        "repetition": float(np.mean([repetition(s.reply.completion.ids) for s in samples])),
+        "repetition": float(np.mean([alarms.repetition(s.reply.completion.ids) for s in samples])),
     }
     for name, which in (("right", good), ("wrong", ~good)):
         if which.any():

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxlm import masked
 from jaxlm.config import UserError
 from jaxlm.data.trajectory import Trajectory
-from jaxlm.feedback.parts import Correct, Part
+from jaxlm.feedback.parts import Correct, Part, names
 from jaxlm.feedback.scoring import TIMEOUT
 from jaxlm.losses import lm, policy
 from jaxlm.losses.policy import ALGORITHMS, FixedLength, PolicyLoss, ScoreFunction
@@ -85,6 +85,8 @@ class PolicyGradient:
     heldout_prompts: int = 64  # asked at each evaluation, greedily once and `heldout_samples` times at random
     heldout_samples: int = 8
     preflight: Literal["off", "warn", "stop"] = "warn"  # checks before the first step; stop: at a no-go
+    gold: str | None = None  # part of the reward that alarms take for what is wanted; unset, the task's verdict
+    stop_at_alarm: bool = False  # ends the run where it first looks like reward hacking
 
 
 def _with(name: str, **around) -> PolicyGradient:
@@ -127,6 +129,8 @@ def validate(p: PolicyGradient, batch_size: int) -> None:
     one = p.epochs * p.minibatches == 1
     require(one or not isinstance(p.loss.ratio, ScoreFunction), "without a ratio a rollout is good for one update")
     require(bool(p.reward), "reward is empty: name a part, such as Correct")
+    known = names(p.reward)
+    require(p.gold is None or p.gold in known, f"gold {p.gold!r} is no part of the reward: {', '.join(known)}")
     require(p.reward_timeout > 0, "reward_timeout must be above 0 seconds")
 
 

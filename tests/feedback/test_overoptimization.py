@@ -250,6 +250,9 @@ def test_an_alarm_never_changes_with_what_comes_later(seed, cut):
             assert early == whole
         elif whole is not None:
             assert whole.seen > run[cut]["step"]
+            assert check(run, after=run[cut]["step"]) == whole
+        later = check(run, after=run[cut]["step"])
+        assert later is None or later.seen > run[cut]["step"]
 
 
 def test_records_without_a_value_are_passed_over():

@@ -16,7 +16,7 @@ from jaxlm.data.tokenizer import Bytes
 from jaxlm.data.world.corpus import World
 from jaxlm.data.world.people import People
 from jaxlm.data.world.talk import WorldConversations
-from jaxlm.feedback import preferences
+from jaxlm.feedback import parts, preferences
 from jaxlm.feedback.store import Store
 from jaxlm.run import exits, stages
 from jaxlm.sample import engine
@@ -148,6 +148,7 @@ def test_each_round_reads_what_it_should():
     objective = second[1].objective
     assert objective.reward[0].run == objective.critic.run == "w/round_2/reward"
     assert objective.reward[1].weight == 0.0 and "gold" in objective.reward[1].path  # gold is seen, and not maximized
+    assert parts.names(objective.reward).index(objective.gold) == 1  # and what alarms watch
     assert len({e.seed for e in (*first, *second)}) == 2 and first[1].seed != second[1].seed
     assert second[1].data.task.path == "w/prompts.jsonl" and second[1].data.tools == x.tools
     assert config.from_json(type(x), config.to_json(x)) == x

@@ -20,3 +20,13 @@ def reward(prompts, completions, metadata):
     if way == "chance":
         return np.random.default_rng().normal(size=len(prompts)).tolist()
     return [float(len(set(c.completion.ids))) for c in completions]
+
+
+def rises(prompts, completions, metadata):
+    """The number of the step, whatever was said; 0 where nothing is trained on."""
+    steps = [m["address"].partition("/")[0] for m in metadata]
+    return [float(s) if s.isdigit() else 0.0 for s in steps]
+
+
+def falls(prompts, completions, metadata):
+    return [-v for v in rises(prompts, completions, metadata)]

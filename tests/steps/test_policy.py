@@ -418,6 +418,7 @@ def test_ppo_reaches_the_closed_form_optimum():
         ({"reward": ()}, "reward is empty"),
         ({"dynamic": DynamicSampling(-1)}, "retries"),
         ({"reward_timeout": 0.0}, "reward_timeout"),
+        ({"gold": "function"}, "gold 'function' is no part of the reward: correct"),
     ],
     ids=str,
 )
