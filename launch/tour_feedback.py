@@ -11,7 +11,7 @@ from launch import rounds_evaluation, rounds_stages
 from launch.rounds_stages import Place
 from launch.training import training
 
-TOLD = ("pass@", "majority@", "greedy", "length")  # of a policy before and after, by how its metric begins
+TOLD = ("pass@", "majority@", "greedy", "length", "thinking/")  # of a policy before and after, by how its metric begins
 
 
 def place(t: Tour, own: Tour, root) -> Place:

@@ -35,10 +35,13 @@ def checked(out: Page, result: dict, root) -> None:
     out.paragraph(
         f"Problems worked by hand, in a thought: {result['steps']:,} rollouts, rewarded where the answer is right, and "
         f"{result['problems']} held-out problems before and after. A pass@1 that only nears the former greedy answers "
-        "is sharper, not better."
+        "is sharper, not better. Of thoughts it says how often their answer changes on the way, from wrong to right "
+        "(better) or from right to wrong (worse), and how often the first and the last answer are right."
     )
+    rows = dict.fromkeys([*told["before"], *told["after"]])
     out.table(
-        ["held-out problems", "before", "after"], [[k, told["before"].get(k, "-"), v] for k, v in told["after"].items()]
+        ["held-out problems", "before", "after"],
+        [[k, *(told[w].get(k, "-") for w in ("before", "after"))] for k in rows],
     )
     if (picture := root / "verified" / "report" / "rl.png").exists():
         out.image(picture, "Reward, held-out answers, KL to the policy before, entropy, length and clipping.")

@@ -316,13 +316,14 @@ def train_rl(e: Experiment, workdir, base: Experiment | None = None) -> int:
     log = MetricsLog(root, e.train.tensorboard)
     rl_metrics.write_help(root)
     progress = Progress(e.train.steps, first, f"{e.train.batch_size} responses a step")
-    evaluation = rl_evals.Evaluation(e, trainer, log, progress, root)
+    watch = rl_metrics.Watch(progress)
+    evaluation = rl_evals.Evaluation(e, trainer, log, progress, watch, root)
     alarms = rl_metrics.Alarms(e.objective, e.train.log_every, progress, rl_metrics.records_until(root, first))
     recorder = loop.Recorder(
         first=first,
         rates={},  # a step reads its own results: it knows how long it took
         max_skipped=e.train.max_skipped,
-        sinks=[log.write, progress.update, rl_metrics.Watch(progress), alarms],
+        sinks=[log.write, progress.update, watch, alarms],
         skipped=int(s.skipped),
     )
     try:

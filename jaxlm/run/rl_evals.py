@@ -43,11 +43,13 @@ class Evaluation:
 
     Writes `eval/`: `pass@1`, `pass@k` and `majority@k` of the samples at the training temperature, `greedy` of the
     likeliest reply, `score` and `greedy_score` the task's verdict where there is more than right and wrong, `reward`
-    what is maximized, `length` and `eos_rate`; and a few samples to `samples/`.
+    what is maximized, `length` and `eos_rate`; where replies think and truths are numbers `thinking/`, what becomes of
+    the answer on the way; and a few samples to `samples/`. watch: a sink of these besides the log.
     """
 
-    def __init__(self, e, trainer, log, progress, root):
-        self._p, self._trainer, self._log, self._progress, self._root = e.objective, trainer, log, progress, root
+    def __init__(self, e, trainer, log, progress, watch, root):
+        self._p, self._trainer, self._log, self._root = e.objective, trainer, log, root
+        self._progress, self._watch = progress, watch
 
     def __call__(self, n: int, s) -> float:
         p, t = self._p, self._trainer
@@ -70,6 +72,7 @@ class Evaluation:
         values |= _corrections(found)
         self._log.write(n, values)
         self._progress.note(n, values)
+        self._watch(n, values)
         self._keep(n, [*found[:: p.heldout_samples][:SAID], *greedy[:SAID]], t)
         return -values["eval/score"]
 

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -9,9 +10,10 @@ from jaxlm.feedback.probe import classify, plain_question, read_probed
 from jaxlm.feedback.probe import group as probe_group
 from jaxlm.run import exits
 from jaxlm.run.load import load_run
+from jaxlm.run.report import Page
 from jaxlm.sample import engine
 from jaxlm.tools import IsolationError
-from launch import tour, tour_assistant, tour_base
+from launch import tour, tour_assistant, tour_base, tour_feedback, tour_page_feedback
 from tests import tiny_run
 
 STAGES = (
@@ -145,7 +147,7 @@ def test_it_learns_from_rankings_and_from_checked_answers(done):
     results = {n: r["result"] for n, r in records.items()}
     assert results["evaluate_1"]["gain"]["n"] == 6 and results["collect_1"]["rankings"] > 0
     told = results["verify"]["told"]
-    assert {"pass@1", "greedy", "length"} <= set(told["before"]) == set(told["after"])
+    assert {"pass@1", "greedy", "length"} <= set(told["before"]) & set(told["after"])
     # Both learn from the model that the page calls the one that knows its limits.
     for run in ("feedback/sft", "verified"):
         assert load_run(workdir / run).experiment.parent == str(workdir / "honest")
@@ -180,6 +182,21 @@ def test_the_same_command_skips_and_redo_does_one_again(done, stage):
     changed = [p.stem for p in before if p.stat().st_mtime_ns != before[p]]
     assert changed == [stage]  # it came out the same, so the stages after it stand
     assert tuple(again) == STAGES and again[stage]["result"] == first[stage]["result"]
+
+
+def test_what_checked_answers_tell_of_thoughts_is_kept_and_shown(tmp_path, monkeypatch):
+    told = {"eval/pass@1": 0.2, "eval/thinking/better": 0.1, "eval/reward": 1.0}
+    records = [{"step": 0} | told, {"step": 1, "train/loss": 0.0}, {"step": 2} | told | {"eval/thinking/worse": 0.3}]
+    monkeypatch.setattr(tour_feedback, "training", lambda *_: {"identity": "", "steps": 2, "last": {}})
+    monkeypatch.setattr(tour_feedback, "read_metrics", lambda _: records)
+    t, own = tour.definition("smoke", [], str(tmp_path))
+    found = tour_feedback.verify(t, own, tmp_path, False)
+    assert found["told"]["before"] == {"pass@1": 0.2, "thinking/better": 0.1}
+    out = Page("tour")
+    tour_page_feedback.checked(out, found, tmp_path)
+    shown = re.findall(r"<tr><td>(.*?)</td><td.*?>(.*?)</td><td.*?>(.*?)</td></tr>", out.render())
+    assert [r[0] for r in shown] == ["pass@1", "thinking/better", "thinking/worse"]
+    assert shown[2][1] == "-" and float(shown[2][2]) == 0.3
 
 
 def test_without_isolation_there_are_the_other_tools(monkeypatch, tmp_path, capsys):

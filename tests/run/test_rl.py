@@ -99,6 +99,12 @@ def said(workdir):
     return [{k: v for k, v in r.items() if not any(t in k for t in timed)} for r in read_metrics(workdir)]
 
 
+def assert_explained(workdir):
+    """Every metric of a run is one that the run says what is healthy in."""
+    written = {k for r in read_metrics(workdir) for k in r} - {"step", "seconds"}
+    assert not {k for k in written if rl_metrics.key_of(k) is None}
+
+
 def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
@@ -123,11 +129,8 @@ def test_a_run_leaves_what_a_reader_needs(experiment, whole):
     assert all(r["train/first/ratio_deviation_max"] < 1e-5 for r in records[1:])
     assert all(r["train/sampler_gap_max"] < 1e-4 for r in records[1:])
     told = json.loads((whole / "metrics_help.json").read_text())
-    strange = {k for k in last if k.startswith("train/") and rl_metrics.help_of(k[6:]) is None}
-    plain = """loss policy learning_rate rows steps_per_second responses_per_second critic/gradient_norm
-        critic/learning_rate""".split()
-    assert strange == {f"train/{n}" for n in plain}
-    assert told["train/eos_rate"]["healthy"] == [0.9, 1.0]
+    assert told["train/eos_rate"]["healthy"] == [0.9, 1.0] and told["eval/pass@"]["in_words"]
+    assert_explained(whole)
 
 
 def test_what_others_read_of_the_workdir_is_the_policy(experiment, whole):
@@ -358,8 +361,17 @@ def test_a_metric_out_of_its_range_is_said_once():
     watch = rl_metrics.Watch(types.SimpleNamespace(say=said.append))
     for step, rate in enumerate((1.0, 0.5, 0.4, 0.95, 0.2)):
         watch(step, {"train/eos_rate": rate, "train/unknown": 5.0})
-    assert [t.partition(":")[0] for t in said] == ["step 1", "step 4"]
-    assert "ran into max_tokens" in said[0]
+    assert [t.partition(":")[0] for t in said[1:]] == ["step 1", "step 4"]
+    assert said[0].endswith("  eos_rate 0.9 to 1")
+    assert "healthy: 0.9 to 1" in said[1] and "ran into max_tokens" in said[1]
+    watch(5, {"eval/pass@4": 0.5, "train/reward": 1.0, "train/eos_rate": 0.1})
+    assert len(said) == 4 and "reward rises, ever slower | eval/pass@ pass@1 rises" in said[3]
+
+
+def test_every_metric_has_a_healthy_course():
+    assert not [k for k, h in rl_metrics.HELP.items() if not h.healthy]
+    lines = rl_metrics.healthy(rl_metrics.HELP).splitlines()
+    assert len(lines) < 26 and max(map(len, lines)) <= 120
 
 
 def test_conversations_with_tools_and_thinking_go_through_the_same_step(tmp_path):
@@ -381,6 +393,7 @@ def test_conversations_with_tools_and_thinking_go_through_the_same_step(tmp_path
     assert {f"train/reward/{rl.parts.name_of(p)}" for p in reward} <= record.keys()
     assert record["train/tools/calls"] >= 0 and record["train/value/mean"] == 0.0
     assert record["train/reward/process"] == 0.0  # noise thinks nothing right
+    assert_explained(tmp_path / "run")
     run = load.load_run(tmp_path / "run")
     assert set(run.params["heads"]) == {"lm", "value"} and np.any(run.params["heads"]["value"]["kernel"])
 

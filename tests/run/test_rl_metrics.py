@@ -1,22 +1,24 @@
 """What a run of reinforcement learning says of itself: alarms, what is healthy, self-correction inside the thinking."""
 
 import dataclasses
+import json
 import types
 
 import pytest
 
-from jaxlm import config
-from jaxlm.data.prompts import Addition, Prompts
+from jaxlm import config, sharding
+from jaxlm.data.prompts import Addition, PromptFile, Prompts, heldout
 from jaxlm.data.tokenizer import Bytes
 from jaxlm.feedback.parts import Correct, Function, names
 from jaxlm.nn.transformer import ModelConfig
-from jaxlm.run import checkpoint, exits, rl, rl_metrics
+from jaxlm.run import checkpoint, exits, rl, rl_evals, rl_metrics
 from jaxlm.run.checkpoint import Checkpointing
 from jaxlm.run.experiment import Evaluation, Experiment
-from jaxlm.run.log import read_metrics
+from jaxlm.run.log import MetricsLog, Progress, read_metrics
 from jaxlm.sharding import MeshConfig
 from jaxlm.steps.policy import GRPO
 from jaxlm.steps.update import Train
+from tests.sample.scripted import AUTOMATON, automaton, say
 
 RISES, FALLS = Function("tests.run.rewarding:rises"), Function("tests.run.rewarding:falls", weight=0.0)
 
@@ -105,6 +107,35 @@ def test_an_alarm_ends_the_run_where_that_is_wanted(experiment, tmp_path, capsys
     on = config.override(e, {"objective.stop_at_alarm": False, "train.steps": 11})
     assert rl.run(on, tmp_path / "run", e) == exits.EXIT_DONE
     assert checkpoint.newest(tmp_path / "run") == 11
+
+
+# --------------------------------------------------------------------------------------------------- self-correction
+def test_what_becomes_of_an_answer_inside_the_thinking_is_measured(tmp_path, capsys):
+    """A policy that thinks "3", then "no 4", and says "5", asked what is 3, what is 4 and what is neither."""
+    wanted = [("3", "4", "7")[i % 3] for i in range(24)]
+    lines = [json.dumps({"prompt": f"{i}?", "answer": a}) + "\n" for i, a in enumerate(wanted)]
+    (tmp_path / "asked.jsonl").write_text("".join(lines))
+    e = Experiment(
+        model=AUTOMATON,
+        data=Prompts(PromptFile(str(tmp_path / "asked.jsonl"), heldout=0.5), tokenizer=Bytes(), context=64),
+        objective=dataclasses.replace(GRPO, max_tokens=24, heldout_prompts=24, heldout_samples=1, slots=4),
+    )
+    mesh, tokenizer = sharding.make_mesh(MeshConfig(fsdp=1)), rl.prepared(e.data).tokenizer
+    trainer = rl.Trainer(e, mesh, tokenizer, None, None, rl.Scoring(e, tokenizer, mesh, tmp_path, 0))
+    log, progress = MetricsLog(tmp_path), Progress(1)
+    evaluation = rl_evals.Evaluation(e, trainer, log, progress, rl_metrics.Watch(progress), tmp_path)
+    thinks = say("<|im_sep|>", "<think>", "3", "\n", "n", "o", " ", "4", "</think>", "5", "<|im_end|>")
+    evaluation(0, types.SimpleNamespace(params=automaton(thinks)))
+
+    asked = [p.metadata["answer"] for p in heldout(e.data, 24)]
+    share = {a: asked.count(a) / len(asked) for a in ("3", "4", "7")}
+    assert all(share.values()) and share["3"] != share["4"]
+    (record,) = read_metrics(tmp_path)
+    found = {k.removeprefix("eval/thinking/"): v for k, v in record.items() if k.startswith("eval/thinking/")}
+    assert found == pytest.approx({"changed": 1.0, "better": share["4"], "worse": share["3"],
+                                   "first_right": share["3"], "last_right": share["4"]})  # fmt: skip
+    assert all(rl_metrics.key_of(k) for k in record if k.startswith("eval/"))
+    assert "eval/thinking/better above worse" in capsys.readouterr().err
 
 
 def test_parts_of_one_kind_are_told_apart():
