@@ -3,19 +3,21 @@ would seem to teach if it were the toss of a coin.
 
 usage:
   python -m launch.curves --workdir=DIR --experiments=A[,B...] (--start=NAME | --parent=RUN) [--seeds=0,1,2]
-                          [--control=random_reward] [--metric=eval/score] [--edit=EDIT]... [--set=PATH=VALUE]...
+                          [--control=random_reward] [--metric=eval/score] [--since=UPDATE] [--edit=EDIT]...
+                          [--set=PATH=VALUE]...
 
 For each seed the definition --start is trained, and from it each of --experiments, once as it is and once with the edit
 --control; with --parent all begin from that run. --edit and --set hold for the experiments and their controls,
 --start_set=PATH=VALUE for --start.
 
-The answer (table.md, also printed; results.json; report/curves.png): the held-out --metric at the start, after a
-quarter of the updates, the lowest since then, the highest and the end, in the mean and for each seed; the same for the
-control, and its highest above its start, since a control that rises says that something leaks; the difference of the
-two at the end, paired by seed with a 95% interval; every other held-out figure at the start and the end.
+The answer (table.md, also printed; results.json; report/curves.png): the held-out --metric at the start, at the first
+evaluation from --since updates on (default: a quarter of them), the lowest from there on, the highest and the end, in
+the mean and for each seed; the same for the control, and its highest above its start, since a control that rises says
+that something leaks; the difference of the two at the end, paired by seed with a 95% interval; every other held-out
+figure at the start and the end. --since may be another at each call: it is no part of the trainings.
 
 examples:
-  python -m launch.curves --workdir=runs/walks --start=walks_sft --experiments=walks_ppo,walks_grpo
+  python -m launch.curves --workdir=runs/walks --start=walks_sft --experiments=walks_ppo,walks_grpo --since=25
   python -m launch.curves --workdir=runs/sums --start=addition_sft --experiments=addition_grpo --metric=eval/pass@1
   python -m launch.curves --workdir=runs/world --parent=runs/sft --experiments=grpo_tiny --metric=eval/pass@1
 
@@ -51,6 +53,7 @@ PARENT = flags.DEFINE_string("parent", None, "Workdir of a run that all seeds be
 CONTROL = flags.DEFINE_string("control", "random_reward", "Edit that makes an experiment its control.")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds, with commas between.")
 METRIC = flags.DEFINE_string("metric", None, "Held-out figure that the curves show; default eval/score.")
+SINCE = flags.DEFINE_integer("since", None, "Update from which on the lowest is told.", lower_bound=0)
 EDIT = flags.DEFINE_multi_string("edit", [], "Edit of all experiments and their controls; may be repeated.")
 SET = flags.DEFINE_multi_string("set", [], "path=value in all experiments and their controls; may be repeated.")
 START_SET = flags.DEFINE_multi_string("start_set", [], "path=value in --start; may be repeated.")
@@ -118,16 +121,18 @@ def curve(records: Sequence[Mapping], metric: str) -> Curve:
     return found
 
 
-def course(points: Curve) -> dict[str, float]:
-    """Start, after a quarter of the updates, lowest since, highest, end."""
-    last = points[-1][0]
-    since = [v for step, v in points if step >= last / 4]
+def course(points: Curve, since: int | None = None) -> dict[str, float]:
+    """Start, at the first point from `since` updates on (unset: a quarter of them), lowest from there, highest, end."""
+    first = points[-1][0] / 4 if since is None else since
     values = [v for _, v in points]
-    return {"start": values[0], "quarter": since[0], "lowest since": min(since), "highest": max(values),
+    later = [v for step, v in points if step >= first] or values[-1:]  # an alarm may have ended it before
+    return {"start": values[0], "since": later[0], "lowest since": min(later), "highest": max(values),
             "end": values[-1]}  # fmt: skip
 
 
-def results(asked: Asked, found: Mapping[int, Mapping[str, Sequence[Mapping]]], metric: str) -> dict:
+def results(
+    asked: Asked, found: Mapping[int, Mapping[str, Sequence[Mapping]]], metric: str, since: int | None = None
+) -> dict:
     """found: seed -> arm -> records. Everything as JSON, by the name of the experiment."""
     out = {}
     for name in asked.names:
@@ -137,7 +142,7 @@ def results(asked: Asked, found: Mapping[int, Mapping[str, Sequence[Mapping]]], 
             others = sorted(set.intersection(*(set(r) for rs in of.values() for r in (rs[0], rs[-1]))) - {"step"})
             arms[arm] = {
                 "curves": {str(seed): curve(rs, metric) for seed, rs in of.items()},
-                "course": {str(seed): course(curve(rs, metric)) for seed, rs in of.items()},
+                "course": {str(seed): course(curve(rs, metric), since) for seed, rs in of.items()},
                 "others": {
                     k: {str(seed): [rs[0][k], rs[-1][k]] for seed, rs in of.items()}
                     for k in others
@@ -155,10 +160,11 @@ def _cell(values: Sequence[float]) -> str:
     return f"{sum(values) / len(values):.3f} ({each})"
 
 
-def table(found: Mapping[str, Mapping], metric: str) -> str:
+def table(found: Mapping[str, Mapping], metric: str, since: int | None = None) -> str:
     """Markdown: a line an arm, then what the experiments gain over their controls, then the other figures."""
-    columns = ("start", "quarter", "lowest since", "highest", "end")
-    heads = ("at the start", "after a quarter", "lowest since", "highest", "at the end")
+    columns = ("start", "since", "lowest since", "highest", "end")
+    then = "after a quarter" if since is None else f"from update {since}"
+    heads = ("at the start", then, "lowest since", "highest", "at the end")
     lines = [f"| {metric} | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for name, arm in ((n, a) for r in found.values() for n, a in r["arms"].items()):
         courses = arm["course"].values()
@@ -197,16 +203,20 @@ def plot(found: Mapping[str, Mapping], metric: str, path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ command
-def curves(workdir, asked: Asked, seeds: Sequence[int], metric: str = "eval/score") -> dict:
+def curves(workdir, asked: Asked, seeds: Sequence[int], metric: str = "eval/score", since: int | None = None) -> dict:
     """Runs what is not done, one seed after the other; writes and returns the results. `exits.Stopped` when stopped."""
     root = storage.path(workdir)
     for seed in seeds:
-        definitions(asked, seed, root)  # a wrong name or setting is told before anything is trained
+        todo = definitions(asked, seed, root)  # a wrong name or setting is told before anything is trained
+        for name in asked.names:
+            if since is not None and since > todo[name][0].train.steps:
+                raise UserError(f"--since={since} is beyond the {todo[name][0].train.steps} updates of {name}")
     use_compilation_cache()
-    found = results(asked, {seed: run_seed(asked, seed, root / str(seed)) for seed in seeds}, metric)
-    about = {"schema_version": 1, "metric": metric, "seeds": list(seeds), "asked": dataclasses.asdict(asked)}
-    storage.write_json(root / "results.json", about | {"experiments": found})
-    storage.write_text(root / "table.md", table(found, metric))
+    found = results(asked, {seed: run_seed(asked, seed, root / str(seed)) for seed in seeds}, metric, since)
+    about = {"schema_version": 1, "metric": metric, "since": since, "seeds": list(seeds)}
+    about |= {"asked": dataclasses.asdict(asked), "experiments": found}
+    storage.write_json(root / "results.json", about)
+    storage.write_text(root / "table.md", table(found, metric, since))
     try:
         plot(found, metric, root / "report" / "curves.png")
     except UserError as e:
@@ -233,8 +243,8 @@ def main() -> int:
         raise UserError("one of --start=NAME and --parent=RUN is needed: what the experiments begin from")
     metric = METRIC.value or "eval/score"
     asked = Asked(NAMES.value, START.value, PARENT.value, CONTROL.value, EDIT.value, SET.value, START_SET.value)
-    found = curves(WORKDIR.value, asked, _seeds(SEEDS.value), metric)
-    print(f"\n{table(found, metric)}")
+    found = curves(WORKDIR.value, asked, _seeds(SEEDS.value), metric, SINCE.value)
+    print(f"\n{table(found, metric, SINCE.value)}")
     return exits.EXIT_DONE
 
 

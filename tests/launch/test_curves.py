@@ -55,6 +55,10 @@ def test_the_answer_is_written_and_the_same_command_trains_nothing(done, capsys)
     assert curves.curves(root, asked, [5])["walks_grpo"]["gain"]["n"] == 1
     said = capsys.readouterr().out.splitlines()
     assert len(said) == 3 and all("done before" in line for line in said)
+    course = curves.curves(root, asked, [5], since=4)["walks_grpo"]["arms"]["walks_grpo"]["course"]["5"]
+    assert course["lowest since"] == course["end"]
+    assert all("done before" in line for line in capsys.readouterr().out.splitlines())
+    assert "from update 4" in (root / "table.md").read_text()
 
 
 def test_what_is_said_of_curves_whose_truth_is_known():
@@ -71,13 +75,20 @@ def test_what_is_said_of_curves_whose_truth_is_known():
     }
     found = curves.results(asked, runs, "eval/score")["walks_ppo"]
     assert found["arms"]["walks_ppo"]["course"]["1"] == {
-        "start": 0.5, "quarter": 1.0, "lowest since": 0.8, "highest": 1.0, "end": 1.0,
+        "start": 0.5, "since": 1.0, "lowest since": 0.8, "highest": 1.0, "end": 1.0,
     }  # fmt: skip
     assert found["gain"]["mean"] == 0.5
     assert found["arms"]["walks_ppo"]["others"] == {"eval/greedy": {"0": [0.5, 0.0], "1": [0.5, 0.0]}}
     table = curves.table({"walks_ppo": found}, "eval/score")
     assert "| walks_ppo | 0.500 (0.500, 0.500) | 0.950 (0.900, 1.000) | 0.800 (0.800, 0.800) |" in table
     assert "rises by at most 0.020 above its start" in table
+    # At least .95 by update 25, the first evaluation from which on is that of 30, and never below .95 after it.
+    found = curves.results(asked, runs, "eval/score", 25)["walks_ppo"]
+    course = found["arms"]["walks_ppo"]["course"]
+    assert [(c["since"], c["lowest since"], c["highest"]) for c in course.values()] == [(0.95, 0.95, 1.0)] * 2
+    assert "| from update 25 | lowest since |" in curves.table({"walks_ppo": found}, "eval/score", 25)
+    assert curves.course([(0, 0.5), (10, 0.9), (20, 0.8)], 15)["lowest since"] == 0.8
+    assert curves.course([(0, 0.5), (10, 0.9)], 15)["lowest since"] == 0.9  # ended by an alarm
 
 
 @pytest.mark.parametrize(
@@ -89,6 +100,7 @@ def test_what_is_said_of_curves_whose_truth_is_known():
         ({"experiments": ["walks_sft"], "start": "walks_sft"}, "walks_sft is another training"),
         ({"experiments": ["walks_ppo"], "start": "walk_sft"}, "walks_sft"),
         ({"experiments": ["walks_ppo"], "start": "walks_sft", "set": ["train.step=3"]}, "train.steps"),
+        ({"experiments": ["walks_ppo"], "start": "walks_sft", "since": 101}, "beyond the 100 updates of walks_ppo"),
     ],
 )
 def test_bad_input(given, message, tmp_path):
