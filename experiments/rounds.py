@@ -30,9 +30,9 @@ GOLD = "jaxlm.feedback.gold:gold"
 class Rounds:
     """Trainings that follow from each other; `of_round` fills in what they read.
 
-    sft: the parent after demonstrations; none where the parent's own answers are to be ranked. reward: from `sft` again
-    each round, on the rankings of all rounds so far. ppo: from the policy of the round before, to which its KL is
-    measured and penalized: each round is a trust region of its own, and the KL to round 0 is reported.
+    sft: the parent after demonstrations; none where the parent's own answers are to be ranked. reward: from
+    `reward_parent` again each round, on the rankings of all rounds so far. ppo: from the policy of the round before, to
+    which its KL is measured and penalized: each round is a trust region of its own, and the KL to round 0 is reported.
     """
 
     sft: Experiment | None
@@ -48,6 +48,7 @@ class Rounds:
     best_of: int = 32  # responses of round 0's policy to each held-out prompt, for best-of-n
     samples: int = 4  # responses of a later policy to each held-out prompt
     max_tokens: int = 64  # of a response
+    reward_parent: str | None = None  # workdir of a model, such as a smaller one; unset, round 0's policy
     judge: str | None = None  # workdir of a model that ranks in the gold scorer's place
     seed: int = 0  # added to the seed of each training, and of each sampling
 
@@ -129,7 +130,8 @@ def of_round(x: Rounds, k: int, root: str, first: str, before: str) -> tuple[Exp
     folder, learned, seed = f"{root}/round_{k}", f"{root}/round_{k}/reward", x.seed + 1000 * k
     (source,) = x.reward.data.sources
     data = replace(x.reward.data, sources=(replace(source, path=f"{folder}/feedback.jsonl"),))
-    reward = replace(x.reward, data=data, parent=first, seed=x.reward.seed + seed)
+    parent = first if x.reward_parent is None else x.reward_parent
+    reward = replace(x.reward, data=data, parent=parent, seed=x.reward.seed + seed)
     objective = replace(
         x.ppo.objective,
         reward=tuple(replace(p, run=learned) if isinstance(p, Learned) else p for p in x.ppo.objective.reward),

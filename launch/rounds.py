@@ -17,7 +17,8 @@ The same command again skips what is done and goes on where it stopped, in mid-t
 those that are done. Gold is never what a policy is trained on.
 
 Scales: smoke, minutes, to see that everything runs; tiny, to see it learn. Any setting of experiments/rounds.py by
---set, such as --set=prompts=800, --set=ppo.train.steps=60, --set=mix.harmful=3, --set=sft=none (the parent as it is).
+--set, such as --set=prompts=800, --set=ppo.train.steps=60, --set=mix.harmful=3, --set=sft=none (the parent as it is),
+--set=reward_parent=RUN3 (reward models and critics of another size, with the parent's tokenizer).
 
 examples:
   python -m launch.rounds --workdir=runs/rounds --parent=runs/tour/assistant

@@ -7,6 +7,7 @@ from experiments.rounds import Rounds, demonstrated, of_round
 from jaxlm import storage
 from jaxlm.config import UserError
 from jaxlm.data import preference_sources
+from jaxlm.data import tokenizer as tokenizers
 from jaxlm.data.messages import to_messages
 from jaxlm.data.world.manners import demonstration, errands
 from jaxlm.feedback import pairwise, preferences
@@ -59,6 +60,10 @@ def check(x: Rounds) -> None:
 # ---------------------------------------------------------------------------------------------------------- trainings
 def demonstrate(p: Place) -> dict:
     """Writes demonstrations.jsonl, prompts.jsonl and heldout.jsonl."""
+    if p.x.reward_parent is not None:  # told before anything is trained: the critic reads the policy's ids
+        theirs, ours = (tokenizers.load(storage.path(w) / "tokenizer").hash for w in (p.x.reward_parent, p.parent))
+        if theirs != ours:
+            raise UserError(f"reward_parent {p.x.reward_parent} has another tokenizer than {p.parent}")
     talk, mix, tools = world_tasks.find_world(load_experiment(p.parent)), p.x.mix, p.x.tools
     made = (demonstration(talk, mix, tools, i) for i in range(p.x.demonstrations))
     lessons = (

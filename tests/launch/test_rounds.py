@@ -11,8 +11,9 @@ from absl import flags
 from experiments.rounds import SCALES, of_round
 from jaxlm import config, storage
 from jaxlm.config import UserError
+from jaxlm.data import tokenizer as tokenizers
 from jaxlm.data.chat import Chat
-from jaxlm.data.tokenizer import Bytes
+from jaxlm.data.tokenizer import Bytes, Chars
 from jaxlm.data.world.corpus import World
 from jaxlm.data.world.people import People
 from jaxlm.data.world.talk import WorldConversations
@@ -149,9 +150,19 @@ def test_each_round_reads_what_it_should():
     assert objective.reward[0].run == objective.critic.run == "w/round_2/reward"
     assert objective.reward[1].weight == 0.0 and "gold" in objective.reward[1].path  # gold is seen, and not maximized
     assert parts.names(objective.reward).index(objective.gold) == 1  # and what alarms watch
+    small = of_round(dataclasses.replace(x, reward_parent="w/small"), 2, "w", "w/sft", "w/round_1/ppo")
+    assert [e.parent for e in small] == ["w/small", "w/round_1/ppo"]
     assert len({e.seed for e in (*first, *second)}) == 2 and first[1].seed != second[1].seed
     assert second[1].data.task.path == "w/prompts.jsonl" and second[1].data.tools == x.tools
     assert config.from_json(type(x), config.to_json(x)) == x
+
+
+def test_a_parent_of_reward_models_has_the_policys_tokenizer(parent, tmp_path):
+    tiny_run.make(tmp_path / "other")
+    tokenizers.train(Chars(), ["abc"], 0).save(tmp_path / "other" / "tokenizer")
+    with pytest.raises(UserError, match=r"reward_parent .*other has another tokenizer than"):
+        rounds.run(tmp_path / "w", parent, "smoke", 1, [*SETS, f"reward_parent={tmp_path / 'other'}"])
+    assert not (tmp_path / "w" / "demonstrations.jsonl").exists()
 
 
 def test_a_judge_may_rank_in_the_scorers_place(done, parent, tmp_path, monkeypatch):

@@ -38,8 +38,13 @@ WIDTH, N, G = 17, 16, 4
 ONE = sharding.make_mesh(MeshConfig(fsdp=1))
 
 
-def learner(objective, mesh=ONE, accumulation=1, lora=None, optimizer=OPTIMIZER, model=MODEL, **train) -> Learner:
-    separate = model if isinstance(objective.critic, Critic) else None
+NARROW = dataclasses.replace(MODEL, width=8, hidden=16)
+
+
+def learner(
+    objective, mesh=ONE, accumulation=1, lora=None, optimizer=OPTIMIZER, model=MODEL, critic=None, **train
+) -> Learner:
+    separate = (critic or model) if isinstance(objective.critic, Critic) else None
     train = Train(**{"batch_size": N, "accumulation": accumulation, "loss_chunk": None} | train)
     return Learner(objective, model, lora, optimizer, separate, train, WIDTH, 0, mesh)
 
@@ -65,8 +70,9 @@ def beginning(learner: Learner, coefficient=0.0):
         )
     critic = s.critic
     if critic is not None:
-        head = {"kernel": np.linspace(-1, 1, learner.model.width, dtype=np.float32), "bias": np.float32(0.1)}
-        own = {"backbone": grown["backbone"], "heads": {"value": head}, "adapters": {}}
+        theirs = learner.critic_model
+        head = {"kernel": np.linspace(-1, 1, theirs.width, dtype=np.float32), "bias": np.float32(0.1)}
+        own = {"backbone": random_params(theirs, scale=0.3)["backbone"], "heads": {"value": head}, "adapters": {}}
         critic = critic.replace(params=spread(own, target.critic.params))
     coefficient = jax.device_put(np.float32(coefficient), target.kl_coefficient.sharding)
     return s.replace(params=spread(params, target.params), critic=critic, kl_coefficient=coefficient)
@@ -201,23 +207,35 @@ def test_the_kl_controller_follows_what_it_saw(everything):
 SIMPLE = dataclasses.replace(GRPO, samples=G, loss=dataclasses.replace(ALGORITHMS["grpo"], kl=KLTerm("k3", 0.2)))
 
 
-@pytest.fixture(scope="module")
-def simple():
-    x = learner(SIMPLE)
-    return moved(stepped(x, drawn(), reference())[0], x)
+# Without a critic; with one of the policy's size; with a smaller one.
+SETTINGS = {"grpo": (SIMPLE, None), "ppo": (EVERYTHING, None), "smaller critic": (EVERYTHING, NARROW)}
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def uncut(request):
+    """(objective, critic's model, what a step of one batch on one device does)"""
+    objective, critic = SETTINGS[request.param]
+    x = learner(objective, critic=critic)
+    moves = moved(stepped(x, drawn(), reference(), 0.1)[0], x)
+    if objective is EVERYTHING:
+        assert moves[1]["heads"]["value"]["kernel"].shape == ((critic or MODEL).width,)
+    return objective, critic, moves
 
 
 @pytest.mark.parametrize("accumulation", [2, 4])
-def test_microbatches_give_the_gradient_of_the_whole(simple, accumulation):
-    x = learner(SIMPLE, accumulation=accumulation)
-    assert_same(moved(stepped(x, drawn(), reference())[0], x), simple)
+def test_microbatches_give_the_gradient_of_the_whole(uncut, accumulation):
+    objective, critic, moves = uncut
+    x = learner(objective, accumulation=accumulation, critic=critic)
+    assert_same(moved(stepped(x, drawn(), reference(), 0.1)[0], x), moves)
 
 
-def test_eight_devices_give_the_gradient_of_one(simple):
-    x = learner(SIMPLE, sharding.make_mesh(MeshConfig(fsdp=4, tensor=2)))
-    after = stepped(x, drawn(), reference())[0]
-    assert len(jax.tree.leaves(after.params)[0].sharding.device_set) == 8
-    assert_same(moved(after, x), simple)
+def test_eight_devices_give_the_gradient_of_one(uncut):
+    objective, critic, moves = uncut
+    x = learner(objective, sharding.make_mesh(MeshConfig(fsdp=4, tensor=2)), critic=critic)
+    after = stepped(x, drawn(), reference(), 0.1)[0]
+    for params in [after.params, *([after.critic.params] if after.critic else [])]:
+        assert len(jax.tree.leaves(params)[0].sharding.device_set) == 8
+    assert_same(moved(after, x), moves)
 
 
 # ------------------------------------------------------------------------------------------------------- first step
