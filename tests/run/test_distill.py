@@ -7,6 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+import experiments  # noqa: F401  registers definitions
+from jaxlm import config
 from jaxlm.config import UserError
 from jaxlm.data import tokenizer as tokenizers
 from jaxlm.data.chat import Chat
@@ -23,6 +25,7 @@ from jaxlm.sharding import MeshConfig
 from jaxlm.steps.distill import Distill
 from jaxlm.steps.update import Train
 from tests import tiny_run
+from tests.run.test_train import assert_same, crashed_and_resumed
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +60,27 @@ def test_the_student_comes_nearer_to_its_teacher(experiment, tmp_path):
     lineage = json.loads((tmp_path / "run" / "lineage.json").read_text())
     assert lineage["teacher"]["step"] == 7 and "parent" not in lineage
     assert load.load_run(tmp_path / "run").tokenizer.hash == load.load_run(teacher).tokenizer.hash
+
+
+def test_the_named_experiment_takes_the_teachers_tokenizer(experiment, tmp_path):
+    """As it ships, but for its length."""
+    sets = [f"objective.teacher={experiment.objective.teacher}", f"data.cache={tmp_path}", "data.sources.0.count=40"]
+    sets += ["data.context=512", "train.steps=1", "train.batch_size=4", "evaluation.max_batches=1"]
+    e = config.resolve("distill_tiny", sets=sets)
+    assert train.train(e, tmp_path / "run", e) == exits.EXIT_DONE
+    student, teacher = (load.load_run(w) for w in (tmp_path / "run", experiment.objective.teacher))
+    assert student.tokenizer.hash == teacher.tokenizer.hash and student.model.width == 64 != teacher.model.width
+    assert read_metrics(tmp_path / "run")[-1]["eval/all/loss"] > 0
+
+
+def test_resumed_ends_bit_equal(experiment, tmp_path, monkeypatch):
+    e = config.override(experiment, {"train.steps": 4, "evaluation.every": 4, "checkpoint.every": 2})
+    assert train.train(e, tmp_path / "whole", e) == exits.EXIT_DONE
+    crashed_and_resumed(e, tmp_path / "run", monkeypatch, at=3)
+    runs = [tmp_path / w for w in ("run", "whole")]
+    assert_same(*(load.load_run(w).params for w in runs))
+    ends = [read_metrics(w)[-1] for w in runs]
+    assert ends[0]["eval/all/loss"] == ends[1]["eval/all/loss"] and ends[0]["train/loss"] == ends[1]["train/loss"]
 
 
 def test_a_teacher_of_another_tokenizer_is_refused(experiment, tmp_path):

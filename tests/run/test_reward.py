@@ -31,7 +31,7 @@ from jaxlm.steps.preference import Preference
 from jaxlm.steps.reward import RewardModel
 from jaxlm.steps.update import Train
 from tests import tiny_run
-from tests.run.test_train import Stop, assert_same
+from tests.run.test_train import assert_same, crashed_and_resumed
 
 STEPS = 20
 
@@ -140,16 +140,11 @@ def test_scores_are_normalized_on_held_out_answers(trained, experiment):
 
 
 def test_resumed_ends_bit_equal(experiment, trained, tmp_path, monkeypatch):
-    def crash():
-        raise RuntimeError("power cut")
+    def unfinished():
+        with pytest.raises(UserError, match=r"no reward.json: its training is not done"):
+            reward.reward_function(tmp_path / "run")
 
-    with monkeypatch.context() as m:
-        Stop(m, 15, crash)
-        with pytest.raises(RuntimeError, match="power cut"):
-            train.train(experiment, tmp_path / "run")
-    with pytest.raises(UserError, match=r"no reward.json: its training is not done"):
-        reward.reward_function(tmp_path / "run")
-    assert train.train(experiment, tmp_path / "run") == exits.EXIT_DONE
+    crashed_and_resumed(experiment, tmp_path / "run", monkeypatch, at=15, between=unfinished)
     assert_same(load.load_any(tmp_path / "run").params, load.load_any(trained).params)
     assert reward.read_scale(tmp_path / "run") == reward.read_scale(trained)
     ends = [next(r for r in read_metrics(w) if r["step"] == STEPS) for w in (tmp_path / "run", trained)]
@@ -226,6 +221,21 @@ def test_dpo_raises_the_better_answers_of_held_out_prompts(experiment, root):
     assert last["eval/all/accuracy"] > 0.8 and last["eval/all/margin"] > 0.5
     assert last["eval/all/loss"] < first["eval/all/loss"] < math.log(2)
     assert load.load_run(root / "dpo").experiment.heads == ("lm",)  # a policy as any other
+
+
+def test_dpo_resumed_ends_bit_equal(experiment, tmp_path, monkeypatch):
+    """Its reference is read once more, from the checkpoint that the run began with."""
+    e = dataclasses.replace(experiment, objective=Preference(Dpo(beta=0.5)))
+    e = config.override(e, {"train.steps": 4, "train.log_every": 1, "evaluation.every": 4, "checkpoint.every": 2})
+    assert train.train(e, tmp_path / "whole") == exits.EXIT_DONE
+    crashed_and_resumed(e, tmp_path / "run", monkeypatch, at=3)
+    assert_same(load.load_any(tmp_path / "run").params, load.load_any(tmp_path / "whole").params)
+    timed = ("seconds", "per_second", "utilization")
+    a, b = (
+        [{k: v for k, v in r.items() if not any(t in k for t in timed)} for r in read_metrics(tmp_path / w)]
+        for w in ("run", "whole")
+    )
+    assert a == b and a[0]["train/loss"] != a[-1]["train/loss"]
 
 
 def test_a_reference_that_has_changed_is_noticed(experiment, root, tmp_path):

@@ -16,13 +16,14 @@ from jaxlm.data.chat import Chat
 from jaxlm.data.conversation import Conversation, Message, read_completion
 from jaxlm.data.preferences import Preferences
 from jaxlm.data.prepare import Data
-from jaxlm.data.prompts import Addition, Prompt, Prompts, WorldTask
+from jaxlm.data.prompts import Addition, Prompt, PromptFile, Prompts, WorldTask
 from jaxlm.data.tokenizer import Bytes, BytesTokenizer, CharsTokenizer
 from jaxlm.data.world.talk import WorldConversations
 from jaxlm.feedback.journal import Journal
 from jaxlm.feedback.journal import tools as journaled_tools
 from jaxlm.feedback.parts import Chance, Correct, CosineLength, Format, Function, Learned, Shorter, SoftLength, Steps
 from jaxlm.nn import heads
+from jaxlm.nn.lora import LoRA
 from jaxlm.nn.transformer import ModelConfig
 from jaxlm.optim.optimizers import AdamW
 from jaxlm.optim.schedules import Linear
@@ -36,7 +37,7 @@ from jaxlm.sample.chat import Reply
 from jaxlm.sample.engine import Completion
 from jaxlm.sharding import MeshConfig
 from jaxlm.steps import learn
-from jaxlm.steps.policy import DAPO, GRPO, PPO, Critic, ValueHead
+from jaxlm.steps.policy import DAPO, GRPO, PPO, Critic, DynamicSampling, ValueHead
 from jaxlm.steps.reward import RewardModel
 from jaxlm.steps.rollout import Sample
 from jaxlm.steps.update import Train
@@ -447,25 +448,37 @@ def test_rollouts_search(tmp_path):
         rl.run(config.override(e, {"data.index": str(tmp_path / "none")}), tmp_path / "other", e)
 
 
-def test_a_reward_model_gives_the_reward_and_the_critics_beginning(experiment, whole, tmp_path):
-    model = load.load_bound(whole).model
+SCALE = {"schema_version": 1, "gain": 2.0, "bias": -0.5, "step": 5, "responses": 3}
+
+
+def made_reward(workdir, model):
+    """(definition, parameters) of a reward model's run, with random parameters and `SCALE`."""
     ranked = Experiment(
         model=model, data=Preferences(tokenizer=Bytes(), context=64), objective=RewardModel(),
-        checkpoint=experiment.checkpoint,
+        checkpoint=Checkpointing(every=2),
     )  # fmt: skip
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda x: rng.normal(size=x.shape).astype(x.dtype) * 0.3, heads.abstract(model, None, ("reward",))
     )
-    tiny_run.make(tmp_path / "reward", ranked, 5, params)
-    scale = {"schema_version": 1, "gain": 2.0, "bias": -0.5, "step": 5, "responses": 3}
-    (tmp_path / "reward" / "reward.json").write_text(json.dumps(scale))
+    tiny_run.make(workdir, ranked, 5, params)
+    (workdir / "reward.json").write_text(json.dumps(SCALE))
+    return ranked, params
 
-    run = str(tmp_path / "reward")
-    e = config.override(experiment, {
-        "parent": str(whole), "model": None, "data.tokenizer": None, "train.steps": 1, "objective.preflight": "off",
+
+def rewarded(experiment, parent, run: str):
+    """One step from a parent by a reward model, from which the critic starts, too."""
+    return config.override(experiment, {
+        "parent": str(parent), "model": None, "data.tokenizer": None, "train.steps": 1, "objective.preflight": "off",
         "objective.reward": (Learned(run),), "objective.critic": Critic(run, FAST), "objective.missing_stop": None,
     })  # fmt: skip
+
+
+def test_a_reward_model_gives_the_reward_and_the_critics_beginning(experiment, whole, tmp_path):
+    model = load.load_bound(whole).model
+    ranked, params = made_reward(tmp_path / "reward", model)
+    run = str(tmp_path / "reward")
+    e = rewarded(experiment, whole, run)
     bound = train.bind(train.inherit(e), model.vocab_size)
     mesh = sharding.make_mesh(MeshConfig(fsdp=1))
     critic = rl.begin(bound, mesh, rl._records(bound)).critic.params
@@ -480,7 +493,7 @@ def test_a_reward_model_gives_the_reward_and_the_critics_beginning(experiment, w
     lineage = json.loads((tmp_path / "run" / "lineage.json").read_text())
     assert lineage["critic"]["step"] == 5 and lineage["rewards"][run]["gain"] == 2.0
 
-    (tmp_path / "reward" / "reward.json").write_text(json.dumps(scale | {"gain": 3.0}))
+    (tmp_path / "reward" / "reward.json").write_text(json.dumps(SCALE | {"gain": 3.0}))
     with pytest.raises(UserError, match="its scale set anew"):
         rl.run(config.override(e, {"train.steps": 2}), tmp_path / "run", e)
     other = config.override(e, {"objective.critic": Critic(str(tmp_path / "other"), FAST)})
@@ -491,3 +504,83 @@ def test_a_reward_model_gives_the_reward_and_the_critics_beginning(experiment, w
         tiny_run.TOKENIZER = tokenizer
     with pytest.raises(UserError, match="is not that of critic"):
         rl.run(other, tmp_path / "other_run", e)
+
+
+def test_a_smaller_reward_model_and_its_critic_on_one_device_and_on_eight(experiment, whole, tmp_path):
+    """Half as wide as the policy, of its tokenizer: policy, reference, reward model and critic share the mesh."""
+    policy = load.load_bound(whole).model
+    small = dataclasses.replace(policy, width=8, hidden=16)
+    _, params = made_reward(tmp_path / "reward", small)
+    e = rewarded(experiment, whole, str(tmp_path / "reward"))
+    e = config.override(e, {"objective.heldout_prompts": 1, "objective.epochs": 1, "objective.minibatches": 1})
+    found = []
+    for devices, axes in ((1, {"mesh.fsdp": 1}), (8, {"mesh.fsdp": 4, "mesh.tensor": 2})):
+        run = config.override(e, axes)
+        bound = train.bind(train.inherit(run), policy.vocab_size)
+        s = rl.begin(bound, sharding.make_mesh(run.mesh), rl._records(bound))
+        for tree, width in ((s.params, 16), (s.critic.params, 8)):
+            table = tree["backbone"]["embed"]["tokens"]
+            assert table.shape[1] == width and len(table.sharding.device_set) == devices
+        np.testing.assert_allclose(
+            s.critic.params["heads"]["value"]["kernel"], 2.0 * params["heads"]["reward"]["kernel"]
+        )
+        assert rl.run(run, tmp_path / f"on {devices}", run) == exits.EXIT_DONE
+        found.append(read_metrics(tmp_path / f"on {devices}")[-1])
+    names = "reward reward_std value/mean value/explained_variance critic/value critic/gradient_norm gradient_norm loss"
+    one, eight = ({n: r[f"train/{n}"] for n in names.split()} for r in found)
+    assert one["reward_std"] > 0 and one["critic/gradient_norm"] > 0 and one["value/mean"] != 0
+    assert eight == pytest.approx(one, rel=1e-3, abs=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------- resumption
+def test_adapters_a_value_head_tools_and_dynamic_sampling_resume_bit_equal(tmp_path, monkeypatch):
+    """A parent that looks up "z", then says 3, 4 or 5, where 4 is right; a power cut in the midst of the last step."""
+    says = say("<|im_sep|>", "<|tool_call|>", *"search", "\n", "z", "<|tool_call_end|>")
+    says |= {"<|tool_result_end|>": ("3", "4", "5"), "3": "<|im_end|>", "4": "<|im_end|>", "5": "<|im_end|>"}
+    rng = np.random.default_rng(0)  # a little noise, without which no adapter has a gradient
+    params = jax.tree.map(lambda x: x + (0.02 * rng.normal(size=x.shape)).astype(x.dtype), automaton(says))
+    chat = Chat(sources=(WorldConversations(),), tokenizer=Bytes(), context=512)
+    tiny_run.make(tmp_path / "parent", tiny_run.replaced(model=AUTOMATON, data=chat), params=params)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("The last letter is Z.")
+    asked = [json.dumps({"prompt": f"{i}?", "answer": "4"}) + "\n" for i in range(40)]
+    (tmp_path / "asked.jsonl").write_text("".join(asked))
+    task = PromptFile(str(tmp_path / "asked.jsonl"), heldout=0.2)
+    e = Experiment(
+        model=None,
+        parent=str(tmp_path / "parent"),
+        data=Prompts(task, context=512, tools=("search",), index=str(tmp_path / "texts")),
+        objective=dataclasses.replace(
+            PPO, samples=4, max_tokens=16, epochs=1, minibatches=1, critic=ValueHead(), dynamic=DynamicSampling(1),
+            missing_stop=None, heldout_prompts=1, heldout_samples=1, slots=8, preflight="off",
+        ),
+        optimizer=FAST,
+        lora=LoRA(rank=2),
+        train=Train(steps=3, batch_size=8, log_every=1),
+        evaluation=Evaluation(every=3),
+        checkpoint=Checkpointing(every=1),
+        mesh=MeshConfig(fsdp=1),
+    )  # fmt: skip
+    assert rl.run(e, tmp_path / "whole", e) == exits.EXIT_DONE
+
+    def crash(*_, **__):
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as m:
+        stop(m, 2, lambda: m.setattr(learn, "credit", crash))
+        with pytest.raises(RuntimeError, match="power cut"):
+            rl.run(e, tmp_path / "run", e)
+    assert checkpoint.newest(tmp_path / "run") == 2
+    assert rl.run(e, tmp_path / "run", e) == exits.EXIT_DONE
+    ended = saved(tmp_path / "whole")
+    assert_same(saved(tmp_path / "run"), ended)
+
+    def of_the_policy(workdir):
+        return [{k: v for k, v in r.items() if "tools/" not in k} for r in said(workdir)]  # counted since a start
+
+    assert of_the_policy(tmp_path / "run") == of_the_policy(tmp_path / "whole")
+    records = read_metrics(tmp_path / "whole")
+    assert records[-1]["train/tools/search/calls"] > 0 and sum(r.get("train/dropped_groups", 0) for r in records) > 0
+    assert all(0 < r["train/right"] < 1 for r in records[1:])
+    assert all(np.any(x) for x in jax.tree.leaves([ended.params["heads"]["value"], ended.params["adapters"]]))
+    assert_explained(tmp_path / "whole")

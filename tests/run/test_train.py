@@ -105,6 +105,20 @@ class Stop:
         monkeypatch.setattr(train.Loader, "batch", batch)
 
 
+def crashed_and_resumed(e, workdir, monkeypatch, at, between=lambda: None):
+    """A run that a power cut stops when it has asked for the batch of step `at`, and that goes on to its end."""
+
+    def crash():
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as m:
+        Stop(m, at, crash)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train.train(e, workdir, e)
+    between()
+    assert train.train(e, workdir, e) == exits.EXIT_DONE
+
+
 @pytest.mark.parametrize("at", [1, 3, 4])
 def test_sigterm_saves_and_the_resumed_run_ends_bit_equal(experiment, whole, tmp_path, monkeypatch, at):
     with monkeypatch.context() as m:
@@ -117,16 +131,22 @@ def test_sigterm_saves_and_the_resumed_run_ends_bit_equal(experiment, whole, tmp
 
 
 def test_a_crash_loses_only_the_steps_since_the_last_save(experiment, whole, tmp_path, monkeypatch):
-    def crash():
-        raise RuntimeError("power cut")
+    def saved_so_far():
+        assert checkpoint.newest(tmp_path / "run") == 4
 
-    with monkeypatch.context() as m:
-        Stop(m, 5, crash)
-        with pytest.raises(RuntimeError, match="power cut"):
-            train.train(experiment, tmp_path / "run", experiment)
-    assert checkpoint.newest(tmp_path / "run") == 4
-    assert train.train(experiment, tmp_path / "run", experiment) == exits.EXIT_DONE
+    crashed_and_resumed(experiment, tmp_path / "run", monkeypatch, at=5, between=saved_so_far)
     assert_same(saved(experiment, tmp_path / "run"), saved(experiment, whole))
+
+
+def test_the_best_checkpoint_stays_the_best_over_a_restart(experiment, tmp_path, monkeypatch):
+    losses = iter([0.1, 0.5, 0.9])  # at steps 2, 4 and 6: the first is the best
+    monkeypatch.setattr(train, "evaluate_function", lambda *_: lambda params: {"all": {"loss": next(losses)}})
+    e = config.override(experiment, {"evaluation.every": 2, "checkpoint.keep_latest": 1, "checkpoint.keep_best": 1})
+    with monkeypatch.context() as m:
+        Stop(m, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert train.train(e, tmp_path / "run", e) == exits.EXIT_PREEMPTED
+    assert train.train(e, tmp_path / "run", e) == exits.EXIT_DONE
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints") == [2, 6]
 
 
 def test_a_finished_run_started_again_changes_nothing(experiment, whole):
