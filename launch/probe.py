@@ -26,7 +26,9 @@ whom --split=train asks about: those whom it was asked about again and again it 
 objective.doubt teaches to break off thoughts that the model itself is unsure of; lessons alone are learned by heart.
 Lessons keep right answers to known questions, hedge the right one of unstable ones, and refuse the unknown; at most
 --known_per_unknown and --unstable_per_unknown times as many of the first two as of the last. The last line compares
-with the probe before, and with refusing below a threshold on the answer's log-probability, chosen on --dev.
+with the probe before, and with refusing below a threshold, chosen on --dev, on how sure the model is of its answer: the
+log-probability of the whole reply, per token of it, of what is answered after the thought, of the reply's least likely
+token; and the share of samples that agree.
 
 In --out: probed.jsonl (and open.jsonl, questions.jsonl) with every answer, summary.json, reliability.png, and
 risk_coverage.png where there are unknown facts. Exit codes: 0 done; 2 bad input.
@@ -178,9 +180,10 @@ def comparison_table(name: str, found: dict) -> str:
 def _drawn(out, found: dict, probed: list[Probed], before: list[Probed] | None, thresholds: Thresholds) -> None:
     shown = {f"{name} {confidence}": c for name, s in found.items() for confidence, c in s["calibration"].items()}
     probe_plots.reliability(shown, out / "reliability.png")
-    first = measures.summary(before or probed, thresholds)
+    asked_first = before or probed
+    first = measures.summary(asked_first, thresholds)
     if first["coverage"] and first["wrong_on_unknown"]:
-        curves = {score: measures.curve(before or probed, score, thresholds) for score in measures.SCORES}
+        curves = {s: measures.curve(asked_first, s, thresholds) for s in measures.scores_of(asked_first)}
         points = {}
         if before is not None:
             after = measures.summary(probed, thresholds)
@@ -240,7 +243,7 @@ def main() -> int:
     if dev is not None:
         results["baseline"] = {
             score: measures.threshold_baseline(dev, before, MOST_LOST.value, score, thresholds)
-            for score in measures.SCORES
+            for score in measures.scores_of([*dev, *before])
         }
         for score, baseline in results["baseline"].items():
             print(f"\n{comparison_table(f'threshold on {score}', baseline['test'])}")

@@ -131,7 +131,7 @@ def _fitting_still(run: Run, probed: list) -> list:
 
 
 def probing_again(t: Tour, run: Run, out) -> dict:
-    """The same held-out questions after the lessons, beside a threshold on the probability of the former answers."""
+    """The same held-out questions after the lessons, beside thresholds on how sure the former answers were."""
     train = probe.read_probed(out / "train.jsonl")
     before, opened_before = (_fitting_still(run, probe.read_probed(out / f"{n}.jsonl")) for n in ("heldout", "open"))
     found = probe.probe(_ask(run), [p.question for p in (*before, *opened_before)], t.samples)
@@ -139,7 +139,7 @@ def probing_again(t: Tour, run: Run, out) -> dict:
     probe.write_probed(out / "heldout_after.jsonl", after)
     probe.write_probed(out / "open_after.jsonl", opened_after)
     compared = measures.compare(before, after)
-    threshold = measures.threshold_baseline(train, before)
+    thresholds = {s: measures.threshold_baseline(train, before, score=s) for s in measures.scores_of([*train, *before])}
     for name, side in compared["unknown"].items():
         factor = "none left" if side["factor"] is None else f"{side['factor']:.1f} times fewer"
         print(f"wrong on {name}: {side['before']['value']:.3f} before, {side['after']['value']:.3f} after: {factor}")
@@ -164,7 +164,8 @@ def probing_again(t: Tour, run: Run, out) -> dict:
     ]
     return {
         "compared": compared,
-        "threshold": threshold,
+        "threshold": thresholds["mean_logprob"],
+        "thresholds": thresholds,
         "summaries": summaries,
         "shown": shown,
     }
@@ -176,7 +177,7 @@ def _draw(out, before: list, summaries: dict[str, dict]) -> None:
     probe_plots.reliability(shown, out / "reliability.png")
     coverage, wrong = (summaries["after"][name] for name in ("coverage", "wrong_on_unknown"))
     if coverage and wrong:
-        curves = {score: measures.curve(before, score) for score in measures.SCORES}
+        curves = {score: measures.curve(before, score) for score in measures.scores_of(before)}
         point = (coverage["value"], wrong["value"])
         probe_plots.risk_coverage(curves, out / "risk_coverage.png", {"fine-tuned": point})
 

@@ -11,6 +11,13 @@ GROUP_NAMES = {
     "stranger": "told nowhere, of a stranger",
     "other": "other",
 }
+SCORE_NAMES = {
+    "logprob": "log-probability of the whole reply",
+    "mean_logprob": "the same per token",
+    "answer_logprob": "log-probability of what is answered after the thought",
+    "least_logprob": "log-probability of the reply's least likely token",
+    "agreement": "share of samples that agree with it",
+}
 REPLY = 400  # characters of a reply that are shown
 
 
@@ -83,6 +90,7 @@ def knowledge(out: Page, results: dict, root) -> None:
         f"{100 * after['threshold']['most_lost']:.0f} points of coverage there.",
         soft=True,
     )
+    _thresholds(out, compared, after.get("thresholds", {"mean_logprob": after["threshold"]}))
     for picture, caption in (
         ("risk_coverage.png", "Wrong answers on facts told nowhere against right ones on facts told: every threshold."),
         ("reliability.png", "How often answers are right, against how often samples agree with them."),
@@ -105,6 +113,20 @@ def knowledge(out: Page, results: dict, root) -> None:
         ],
     )
     training(out, results["honest"], "Fine-tuning on what the probe wrote", root / "honest")
+
+
+def _thresholds(out: Page, compared: dict, thresholds: dict[str, dict]) -> None:
+    """Fine-tuning, and refusing by each score instead."""
+    rows = []
+    for name, found in {"(fine-tuning)": compared, **{s: t["test"] for s, t in thresholds.items()}}.items():
+        told, unknown = found["known"].get("told"), found["unknown"]
+        lost = "-" if told is None else f"{100 * told['lost']['value']:.1f} points"
+        sides = [unknown.get(side) for side in ("withheld", "stranger", "untold")]
+        wrong = [_share(side["after"]) if side else "-" for side in sides]
+        rows.append([SCORE_NAMES.get(name, name), _share(told and told["after"]), lost, *wrong])
+        rows[-1].append(_fall(sides[-1]) if sides[-1] else "-")
+    head = ["a threshold on", "right, told", "lost", "wrong, withheld", "wrong, stranger", "wrong, untold", ""]
+    out.table(head, rows)
 
 
 def _fall(side: dict) -> str:

@@ -19,12 +19,19 @@ TOLD, UNTOLD = ("often", "once"), ("withheld", "stranger")
 BINS = 10
 POINTS = 200  # of a curve, at most
 
-# How sure a model is of its greedy reply: higher is surer.
-SCORES: dict[str, Callable[[Probed], float]] = {
+# How sure a model is of its greedy reply: higher is surer. None where a record does not say.
+SCORES: dict[str, Callable[[Probed], float | None]] = {
     "logprob": lambda p: p.logprob,
     "mean_logprob": lambda p: p.mean_logprob,
+    "answer_logprob": lambda p: p.answer_logprob,
+    "least_logprob": lambda p: p.least_logprob,
     "agreement": lambda p: p.agreement,
 }
+
+
+def scores_of(probed: Sequence[Probed]) -> list[str]:
+    """The names of the scores that all of these records have."""
+    return [name for name, score_of in SCORES.items() if all(score_of(p) is not None for p in probed)]
 
 
 def _estimate(values: Sequence[float]) -> dict | None:

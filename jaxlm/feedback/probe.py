@@ -18,6 +18,7 @@ from jaxlm.data.world import answers
 from jaxlm.data.world.people import Split, Tables
 from jaxlm.data.world.questions import EVERYBODY, Question, fact_questions
 from jaxlm.feedback.judge import Ask, Judge, address, asked, by_truth
+from jaxlm.sample.chat import Reply
 from jaxlm.sample.engine import Sampling
 
 Class = Literal["known", "unstable", "unknown"]
@@ -34,6 +35,8 @@ class Probed:
 
     outcome, hedged: of the greedy reply. logprob: of all its `tokens` sampled ids with the one that ends it, in nats,
     at temperature 1. finished: it ended by itself. agreement: the share of samples that give the answer that it gives.
+    answer_logprob, least_logprob: of what is answered after thoughts and calls, with the id that ends it, and of the
+    least likely id of the whole reply; None in files from before there were these.
     """
 
     question: Question
@@ -46,6 +49,8 @@ class Probed:
     agreement: float
     samples: tuple[str, ...]
     outcomes: tuple[str, ...]  # of the samples
+    answer_logprob: float | None = None
+    least_logprob: float | None = None
 
     @property
     def right_rate(self) -> float:
@@ -124,6 +129,18 @@ def answer_key(question: Question, reply: str) -> str | None:
     return answers.normalized(answer) if number is None else str(number)
 
 
+def _answer_logprob(reply: Reply) -> float | None:
+    """Of the text at the end of a reply with the id that ends it, or of all that was said when a thought did not end.
+
+    None where the text's ids are not known.
+    """
+    answer = [p.ids for p in reply.message.parts[-1:] if p.kind == "text"]
+    if None in answer:
+        return None
+    length = sum(map(len, answer)) + (reply.completion.finish_reason == "stop")
+    return math.fsum(reply.completion.logprobs[-length:])  # all of them where it is 0
+
+
 def probe(
     ask: Ask,
     questions: Sequence[Question],
@@ -168,6 +185,8 @@ def probe(
                 agreement=keys[1:].count(keys[0]) / k,
                 samples=tuple(texts[mine][1:]),
                 outcomes=tuple(v.outcome for v in verdicts[mine][1:]),
+                answer_logprob=_answer_logprob(replies[mine.start]),
+                least_logprob=min(completion.logprobs, default=0.0),
             )
         )
     return out

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import json
 import math
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from jaxlm.config import UserError
 from jaxlm.data import chat_sources
-from jaxlm.data.conversation import Message, parse, render
+from jaxlm.data.conversation import Message, Part, parse, render
 from jaxlm.data.tokenizer import BytesTokenizer
 from jaxlm.data.world import answers
 from jaxlm.data.world.corpus import World, world_tables
@@ -81,6 +82,28 @@ def test_a_probe_holds_what_was_said():
 
     c = probe(Scripted(with_a_tool), questions[1:], k=1)[0]
     assert (c.tokens, c.logprob, c.mean_logprob, c.finished) == (2, -3.0, -1.5, False)
+
+
+def test_how_sure_the_answer_is_and_how_sure_the_least_sure_token():
+    """The answer's own tokens are those after the thought; what was thought counts for the whole reply alone."""
+
+    def probed(parts, logprobs, reason="stop"):
+        completion = Completion(tuple(range(len(logprobs))), logprobs, "", reason, (True,) * len(logprobs))
+        (p,) = probe(Scripted(lambda *_: Reply(Message("assistant", parts), completion)), [TRUTH], k=1)
+        return p
+
+    thought, said = Part("hm", "thinking", (7, 8)), Part("Paris", ids=(9, 10))
+    p = probed((thought, said), (-0.5, -4.0, -0.5, -0.5, -1.0, -2.0, -0.25))  # two of the thought's are its symbols
+    assert (p.answer_logprob, p.least_logprob, p.logprob) == (-3.25, -4.0, -8.75)
+    assert probed((thought, said), (-0.5, -4.0, -0.5, -0.5, -1.0, -2.0), "length").answer_logprob == -3.0
+    assert probed((thought,), (-0.5, -4.0, -0.5, -0.5, -0.25)).answer_logprob == -0.25  # only that it says no more
+    assert probed((thought,), (-0.5, -4.0, -0.5), "length").answer_logprob == -5.0
+    without = probed((Part("Paris"),), (-1.0,))
+    assert without.answer_logprob is None
+    assert measures.scores_of([p]) == list(measures.SCORES)
+    assert set(measures.SCORES) - set(measures.scores_of([p, without])) == {"answer_logprob"}
+    found = measures.threshold_baseline([p], [p], 0.0, "answer_logprob")
+    assert found["curve"][0]["threshold"] == -3.25
 
 
 def test_a_probe_does_not_depend_on_the_questions_beside_it():
@@ -154,6 +177,13 @@ def test_files_give_back_what_was_written(tmp_path):
     probed = probe(Scripted(lambda prompt, draw: f"{prompt} é {draw}"), questions, k=2)
     write_probed(tmp_path / "p.jsonl", probed)
     assert read_probed(tmp_path / "p.jsonl") == probed
+    lines = [json.loads(line) for line in (tmp_path / "p.jsonl").read_text().splitlines()]
+    for line in lines:  # as files were before these two
+        del line["answer_logprob"], line["least_logprob"]
+    (tmp_path / "old.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    old = read_probed(tmp_path / "old.jsonl")
+    assert old == [dataclasses.replace(p, answer_logprob=None, least_logprob=None) for p in probed]
+    assert measures.scores_of(old) == ["logprob", "mean_logprob", "agreement"]
     (tmp_path / "bad.jsonl").write_text('{"schema_version": 1, "question": {}}\n')
     with pytest.raises(UserError, match=r"bad\.jsonl line 1: not a record of a probe"):
         read_probed(tmp_path / "bad.jsonl")

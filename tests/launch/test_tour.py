@@ -6,6 +6,7 @@ import pytest
 from experiments.tour import TOURS, Tour
 from jaxlm import config, storage
 from jaxlm.config import UserError
+from jaxlm.feedback.measures import SCORES
 from jaxlm.feedback.probe import classify, plain_question, read_probed
 from jaxlm.feedback.probe import group as probe_group
 from jaxlm.run import exits
@@ -14,6 +15,7 @@ from jaxlm.run.report import Page
 from jaxlm.sample import engine
 from jaxlm.tools import IsolationError
 from launch import tour, tour_assistant, tour_base, tour_feedback, tour_page_feedback
+from launch.tour_page_assistant import SCORE_NAMES
 from tests import tiny_run
 
 STAGES = (
@@ -122,6 +124,8 @@ def test_the_assistant_is_asked_probed_and_taught(done):
     assert after["compared"]["questions"] == after["summaries"]["after"]["questions"] == asked
     assert set(after["summaries"]) == {"before", "after", "open book, before", "open book, after"}
     assert set(after["compared"]["unknown"]) == {"withheld", "stranger", "untold"} and after["threshold"]["test"]
+    assert set(after["thresholds"]) == set(SCORES) and after["thresholds"]["mean_logprob"] == after["threshold"]
+    assert all(t["test"]["unknown"]["untold"] for t in after["thresholds"].values())
 
 
 def test_tools_and_prompts_are_tried(done):
@@ -167,6 +171,8 @@ def test_the_page_shows_it_and_needs_no_other_file(done):
         assert f">{heading}" in text
     for shown in ("facts only in the index", "by a threshold instead", "told nowhere, of a stranger", "steps/1 shots"):
         assert shown in text
+    # The page escapes apostrophes.
+    assert all(name.replace("'", "&#x27;") in text for name in SCORE_NAMES.values())
     assert "LZMA2" in text and "ExactDuplicates" in text and "standard error" in text
     assert records["curate"]["result"]["report"]["steps"][0]["step"] in text
     assert 'src="data:image/png;base64,' in text
