@@ -11,9 +11,10 @@ unknown: at most --unknown of them are, and the greedy answer is wrong. The rest
 "stranger" are of people who are not. Coverage is the share of right answers. Where refusing is the right thing,
 "abstained" is what one wants to see.
 
-Questions from passages are kept only when the model answers them right with the passage at hand. --open_book asks
-everything a second time with the text that tells the answer before the question: can it read, where it cannot recall?
---judge=RUN2 lets another run's model compare answers with the truth; otherwise they must be equal to it.
+Texts are cut into passages that leave the model room to write. Questions from them are kept only when the model answers
+them right with the passage at hand. --open_book asks everything a second time with the text that tells the answer
+before the question: can it read, where it cannot recall? --judge=RUN2 lets another run's model compare answers with the
+truth; otherwise they must be equal to it.
 
 To teach a model to say that it does not know: probe it on one side, fine-tune on what comes out, probe the other side
 before and after. Where the conversations of its training left people aside (`part` of WorldConversations), it is they
@@ -34,15 +35,17 @@ In --out: probed.jsonl (and open.jsonl, questions.jsonl) with every answer, summ
 risk_coverage.png where there are unknown facts. Exit codes: 0 done; 2 bad input.
 """
 
+import dataclasses
 import functools
 import json
+from collections.abc import Iterator
 
 from absl import flags
 
 from jaxlm import storage
 from jaxlm.config import UserError
 from jaxlm.data import sources
-from jaxlm.data.conversation import prompt_ids
+from jaxlm.data.conversation import Conversation, prompt_ids
 from jaxlm.data.world import talk
 from jaxlm.data.world.corpus import world_tables
 from jaxlm.data.world.people import Tables
@@ -58,9 +61,11 @@ from jaxlm.run.train import use_compilation_cache
 from jaxlm.run.world_tasks import find_world
 from jaxlm.sample.chat import reply
 from jaxlm.sample.engine import Sampling
+from jaxlm.tools.search import PASSAGE, passages
 from launch import common
 
 SLOTS = 64  # how many replies are decoded at once
+SHORTEST = PASSAGE // 8  # characters of a passage that is cut no further, even if the model has no room for it
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run that was fine-tuned on conversations.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; the newest good one when not given.", lower_bound=0)
@@ -99,15 +104,34 @@ def questions_of_world(run: Run) -> tuple[Tables, list[Question]]:
     return tables, probing.world_questions(tables, SPLIT.value, PER_GROUP.value, SEED.value, part=part)
 
 
+def fits(run: Run, prompt: Conversation, tokens: int) -> bool:
+    """Whether a prompt and a reply of so many tokens stay within the trained context."""
+    return len(prompt_ids(prompt, run.tokenizer)) + tokens <= run.experiment.data.context
+
+
 def fitting(run: Run, questions: list[Question], what: str) -> list[Question]:
     """Those that leave room for an answer in the trained context; says how many do not."""
     context = run.experiment.data.context
-    kept = [
-        q for q in questions if len(prompt_ids(asked(q.text, q.system), run.tokenizer)) + MAX_TOKENS.value <= context
-    ]
+    kept = [q for q in questions if fits(run, asked(q.text, q.system), MAX_TOKENS.value)]
     if len(kept) < len(questions):
         print(f"note: {len(questions) - len(kept)} of {len(questions)} {what} do not fit the context of {context}")
     return kept
+
+
+def writing(run: Run) -> Sampling:
+    """How questions are written: in half of a short context at most, which leaves the other half for the passage."""
+    most = run.experiment.data.context // 2
+    return dataclasses.replace(written.WRITING, max_tokens=min(written.WRITING.max_tokens, most))
+
+
+def pieces(run: Run, text: str, size: int = PASSAGE) -> Iterator[str]:
+    """A text cut into passages, which are cut again where the model has no room to write questions about them."""
+    for piece in passages(text, size):
+        prompt = asked(written.ASK_FOR_QUESTIONS.format(count=PER_PASSAGE.value, passage=piece))
+        if size <= SHORTEST or fits(run, prompt, writing(run).max_tokens):
+            yield piece
+        else:
+            yield from pieces(run, piece, size // 2)
 
 
 def material(run: Run, ask: Ask, name: str, judge: Judge, out):
@@ -120,8 +144,16 @@ def material(run: Run, ask: Ask, name: str, judge: Judge, out):
         tables, questions = questions_of_world(run)
         return questions, [talk.open_book(tables, q) for q in questions], tables, None
     counts = written.Filtered()
-    texts = [(d.id, d.text) for d in sources.documents(sources.Files(PASSAGES.value))]
-    made = written.questions_from(ask, texts, name, PER_PASSAGE.value, seed=SEED.value, judge=judge, counts=counts)
+    found = sources.documents(sources.Files(PASSAGES.value))
+    texts = [(f"{d.id}#{n}", text) for d in found for n, text in enumerate(pieces(run, d.text))]
+    made = written.questions_from(
+        *(ask, texts, name, PER_PASSAGE.value),
+        seed=SEED.value,
+        judge=judge,
+        counts=counts,
+        writing=writing(run),
+        fits=functools.partial(fits, run),
+    )
     rejected = ", ".join(f"{reason} {n}" for reason, n in counts.rejected.most_common()) or "none"
     print(f"{counts.written} questions written, {counts.kept} kept; rejected: {rejected}")
     if not made:

@@ -94,6 +94,8 @@ def questions_from(
     seed: int = 0,
     judge: Judge = by_truth,
     counts: Filtered | None = None,
+    writing: Sampling = WRITING,
+    fits: Callable[[Conversation, int], bool] = lambda *_: True,
 ) -> list[Written]:
     """Questions that a model writes about passages, kept only when it answers them right with the passage at hand.
 
@@ -102,20 +104,33 @@ def questions_from(
       model: which one it is, for the provenance.
       count: questions to ask for, for each passage.
       k, agree: of k samples with the passage before the question, at least this share must give the written answer.
+      writing: of the questions; its seed is not used.
+      fits: whether the model has room for a prompt and a reply of so many tokens; what does not fit is counted.
     """
     counts = Filtered() if counts is None else counts
-    writing, answering = (dataclasses.replace(s, seed=seed) for s in (WRITING, ANSWERING))
-    prompts = [ASK_FOR_QUESTIONS.format(count=count, passage=text) for _, text in passages]
-    ids = [address("write", passage_id) for passage_id, _ in passages]
-    replies = ask([asked(p) for p in prompts], writing, sample_ids=ids) if prompts else []
+    writing, answering = (dataclasses.replace(s, seed=seed) for s in (writing, ANSWERING))
+    prompts: dict[tuple[str, str], Conversation] = {}
+    for passage in passages:
+        prompt = asked(ASK_FOR_QUESTIONS.format(count=count, passage=passage[1]))
+        if fits(prompt, writing.max_tokens):
+            prompts[passage] = prompt
+        else:
+            counts.written += 1
+            counts.rejected["fits"] += 1
+    ids = [address("write", passage_id) for passage_id, _ in prompts]
+    replies = ask(list(prompts.values()), writing, sample_ids=ids) if prompts else []
     found: list[tuple[Question, str, str]] = []
     seen: set[str] = set()
-    for (passage_id, passage), reply in zip(passages, replies, strict=True):
+    for (passage_id, passage), reply in zip(prompts, replies, strict=True):
         if not (pairs := read_pairs(reply.message.text)):
             counts.written += 1
             counts.rejected["no question and answer"] += 1
         for n, (text, answer) in enumerate(pairs):
-            filters = {**QUESTION_FILTERS, "new": lambda question, *_: _plain(question) not in seen}
+            filters = {
+                **QUESTION_FILTERS,
+                "new": lambda question, *_: _plain(question) not in seen,
+                "fits": lambda question, _, passage: fits(asked(with_passage(question, passage)), answering.max_tokens),
+            }
             if counts.first(filters, text, answer, passage) is None:
                 seen.add(_plain(text))
                 found.append((plain_question(text, answer.rstrip("."), f"{passage_id}/{n}"), passage_id, passage))

@@ -151,17 +151,17 @@ def _title(path: str, text: str) -> str:
     return re.sub(r"[_\-.]+", " ", Path(path).stem).strip() or path
 
 
-def passages(text: str) -> list[str]:
-    """Cuts at blank lines into pieces of about PASSAGE characters; a paragraph much longer is cut at a space."""
+def passages(text: str, size: int = PASSAGE) -> list[str]:
+    """Cuts at blank lines into pieces of about `size` characters; a paragraph much longer is cut at a space."""
     pieces: list[str] = []
     for paragraph in re.split(r"\n\s*\n", text):
         paragraph = paragraph.strip()
-        while len(paragraph) > 2 * PASSAGE:
-            cut = paragraph.rfind(" ", 0, PASSAGE)
-            cut = cut if cut > 0 else PASSAGE
+        while len(paragraph) > 2 * size:
+            cut = paragraph.rfind(" ", 0, size)
+            cut = cut if cut > 0 else size
             pieces.append(paragraph[:cut])
             paragraph = paragraph[cut:].lstrip()
-        if paragraph and pieces and len(pieces[-1]) + len(paragraph) < PASSAGE:
+        if paragraph and pieces and len(pieces[-1]) + len(paragraph) < size:
             pieces[-1] += "\n\n" + paragraph
         elif paragraph:
             pieces.append(paragraph)

@@ -127,6 +127,23 @@ def test_questions_are_kept_when_they_are_answered_with_the_passage_at_hand(tmp_
     assert len(questions_from(Scripted(author), passages, "m", count=9, k=8, seed=5, agree=shares[2])) == 3
 
 
+def test_what_leaves_no_room_is_not_asked_and_is_counted():
+    """A passage too long to write about, and questions too long to ask with their passage."""
+    asked, counts, ask = [], Filtered(), Scripted(author)
+
+    def fits(prompt, tokens):
+        text = prompt.messages[-1].text
+        asked.append((text[:5], tokens))
+        return "too long" not in text and "where was" not in text.rpartition("\n")[2].casefold()
+
+    passages = [("long.txt", "too long"), ("ada.txt", PASSAGE)]
+    kept = questions_from(ask, passages, "m", count=9, k=8, seed=5, counts=counts, fits=fits)
+    assert [w.question.text for w in kept] == ["When was Ada Lovelace born?"] and ask.calls == [1, 2 * 8]
+    assert counts.rejected["fits"] == 2 + 1  # the question comes twice, and was not kept the first time
+    assert counts.written == 9 + 1 == counts.kept + counts.rejected.total()
+    assert set(asked) == {("Write", written.WRITING.max_tokens), ("Ada L", written.ANSWERING.max_tokens)}
+
+
 def test_every_question_filter_refuses_something():
     right = ("Where was Ada Lovelace born?", "London", PASSAGE)
     wrong = {

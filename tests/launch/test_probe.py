@@ -13,17 +13,22 @@ from jaxlm.config import UserError
 from jaxlm.data import chat_sources
 from jaxlm.data.chat import Chat
 from jaxlm.data.chat_sources import Messages
+from jaxlm.data.conversation import prompt_ids
 from jaxlm.data.prepare import Data
 from jaxlm.data.tokenizer import Bytes
 from jaxlm.data.world.corpus import World, world_tables
 from jaxlm.data.world.people import People
 from jaxlm.data.world.questions import Question, persons
 from jaxlm.data.world.talk import WorldConversations
+from jaxlm.feedback import judge
+from jaxlm.feedback import probe as probing
 from jaxlm.feedback.measures import SCORES
 from jaxlm.feedback.probe import GROUPS, group, read_probed, write_probed
+from jaxlm.feedback.written import WRITING
 from jaxlm.run.experiment import Experiment
 from launch import probe
 from tests import tiny_run
+from tests.feedback.scripted import Scripted
 
 flags.FLAGS.set_gnu_getopt(True)
 WORLD = World(people=People(count=40, unmentioned=20))
@@ -99,7 +104,51 @@ def test_passages_that_lead_to_nothing_are_said(call, tmp_path, capsys):
     (tmp_path / "text.txt").write_text("Ada was born in London.")
     with pytest.raises(UserError, match="wrote no question"):
         call(passages=str(tmp_path / "text.txt"))
-    assert "rejected: no question and answer 1" in capsys.readouterr().out
+    assert "rejected: fits 1" in capsys.readouterr().out
+
+
+CITIES = {"Ada": "London", "Emil": "Prague", "Nora": "Bergen"}
+
+
+def test_a_long_text_is_cut_and_its_questions_are_asked_with_and_without_it(call, workdir, tmp_path, monkeypatch):
+    """By a model that reads but recalls nothing, in a context that the whole text does not fit into."""
+    prompts = []
+
+    def says(prompt, draw):
+        prompts.append(prompt)
+        name = next((n for n in CITIES if f"{n} was born in" in prompt), None)
+        if prompt.startswith("Write 3 short questions"):
+            return f"Question: Where was {name} born?\nAnswer: {CITIES[name]}" if name else "There is nothing to ask."
+        return CITIES[name] if name else "I don't know."
+
+    model = Scripted(says)
+    monkeypatch.setattr(probe, "reply", lambda *a, slots, **k: model(*a[3:], **k))
+    run, context = probe.load_run(workdir), 680
+    data = dataclasses.replace(run.experiment.data, context=context)
+    wider = dataclasses.replace(run, experiment=dataclasses.replace(run.experiment, data=data))
+    monkeypatch.setattr(probe, "load_run", lambda *_: wider)
+    paragraphs = [
+        f"{n} was born in {city}, a town by the water. " + 8 * "It rains there. " for n, city in CITIES.items()
+    ]
+    (tmp_path / "text.txt").write_text("\n\n".join([*paragraphs, "x" * 250]))
+    assert not [p for p in paragraphs if probe.fits(run, judge.asked(p), WRITING.max_tokens)]
+
+    printed = call(passages=str(tmp_path / "text.txt"), open_book=True, k=2)
+    assert "4 questions written, 3 kept; rejected: fits 1" in printed  # what no cut makes fit
+    out = tmp_path / "out"
+    asked = probing.read_questions(out / "questions.jsonl")
+    assert [(q.text, q.answer) for q in asked] == [(f"Where was {n} born?", city) for n, city in CITIES.items()]
+    assert [q.id for q in asked] == [f"text.txt#{n}/0" for n in range(3)]
+    sources = [json.loads(line)["source"] for line in (out / "questions.jsonl").read_text().splitlines()]
+    assert [(s["passage"], s["agreed"]) for s in sources] == [(f"text.txt#{n}", 1.0) for n in range(3)]
+    closed, opened = (read_probed(out / name) for name in ("probed.jsonl", "open.jsonl"))
+    assert [p.outcome for p in closed] == ["abstained"] * 3 and [p.outcome for p in opened] == ["right"] * 3
+    assert all(p.question.text.startswith(text.strip()) for p, text in zip(opened, paragraphs))
+    found = json.loads((out / "summary.json").read_text())
+    assert found["open book"]["groups"]["other"]["right"]["value"] == 1 and found["filters"]["rejected"] == {"fits": 1}
+    written = [p for p in prompts if p.startswith("Write")]
+    assert len(written) == 3 and all(p.count("was born in") == 1 for p in written)
+    assert all(len(prompt_ids(judge.asked(p), wider.tokenizer)) + WRITING.max_tokens <= context for p in written)
 
 
 def test_questions_are_about_people_whom_the_conversations_left_aside(workdir):

@@ -171,7 +171,6 @@ def test_the_page_shows_it_and_needs_no_other_file(done):
         assert f">{heading}" in text
     for shown in ("facts only in the index", "by a threshold instead", "told nowhere, of a stranger", "steps/1 shots"):
         assert shown in text
-    # The page escapes apostrophes.
     assert all(name.replace("'", "&#x27;") in text for name in SCORE_NAMES.values())
     assert "LZMA2" in text and "ExactDuplicates" in text and "standard error" in text
     assert records["curate"]["result"]["report"]["steps"][0]["step"] in text

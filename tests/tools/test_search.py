@@ -153,3 +153,6 @@ def test_passages_keep_the_text():
     cut = passages(text)
     assert "".join("".join(p.split()) for p in cut) == "".join(text.split())
     assert max(map(len, cut)) <= 2000 and len(cut) > 5
+    shorter = passages(text, 100)
+    assert "".join("".join(p.split()) for p in shorter) == "".join(text.split())
+    assert max(map(len, shorter)) <= 200 and len(shorter) > 50
