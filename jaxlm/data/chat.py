@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from jaxlm.data.hf_tokenizer import HFTokenizer
 from jaxlm.data.packing import SCHEMA_VERSION, PackedSet, encode_row, open_packed, pack
 from jaxlm.data.parallel import cores, ordered_map
 from jaxlm.data.prepare import HELDOUT, Prepared, cache_folder, check_sources, stage_key
+from jaxlm.data.readers import Rejects
 from jaxlm.data.shards import ShardWriter, building
 from jaxlm.data.sources import Source, documents, fingerprint
 from jaxlm.data.tokenizer import Bytes, Saved, Tokenizer, load
@@ -141,14 +143,17 @@ def pack_conversations(
     train_on: tuple[Role, ...] = ("assistant",),
     workers: int = 0,
     progress: bool = False,
+    rejects: Rejects | None = None,
 ) -> tuple[PackedSet, Rendered]:
     """Renders and packs conversations into a new folder `out_dir`, or leaves nothing there.
 
-    Args as in `packing.pack`. Raises `UserError` when there is nothing to train on in any of them.
+    Args as in `packing.pack`. rejects: what `found` was told to count its refusals in.
+    Raises `UserError` when there is nothing to train on in any of them.
     """
     if context < 1:
         raise UserError(f"context must be at least 1, got {context}")
     width, total = context + 1, Rendered()
+    rejects = Rejects(0.0) if rejects is None else rejects
     dtype = "uint16" if tokenizer.vocab_size <= 1 << 16 else "uint32"
     with building(out_dir) as folder, tempfile.TemporaryDirectory() as saved:
         tokenizer.save(saved)
@@ -191,9 +196,32 @@ def pack_conversations(
             "tokenizer_hash": tokenizer.hash,
             "fill": about["tokens"] / (about["rows"] * width),
             "rendered": dataclasses.asdict(total),
+            "rejected": {"texts": rejects.rejected, "empty": rejects.empty, "examples": rejects.examples},
         }
         storage.write_json(Path(folder) / "manifest.json", {**about, "files": writer.close()})
     return open_packed(out_dir), total
+
+
+# ---------------------------------------------------------------------------------------------------------- reports
+def _report(directory: Path) -> dict:
+    """What a side of a source gave and what was left out of it; `rejected` as of a source of text."""
+    about = storage.read_json(directory / "manifest.json")
+    before = {"texts": 0, "empty": 0, "examples": []}  # of sets from before refusals were kept
+    return about["rendered"] | {"rejected": about.get("rejected", before)}
+
+
+def left_out(name: str, sides: dict[str, dict]) -> str | None:
+    """One line on what is missing of a source, from its reports by side; None when nothing is."""
+    refused = sides["train"]["rejected"]  # either side reads every line
+    counts = {"lines refused": refused["texts"]}
+    for what, field in (("cut", "cut"), ("too long", "too_long"), ("with nothing to train on", "untrained")):
+        counts[what] = sum(side[field] for side in sides.values())
+    if not any(counts.values()):
+        return None
+    given = sum(side["conversations"] for side in sides.values())
+    examples = [*refused["examples"], *(e for side in sides.values() for e in side["examples"])]
+    line = f"source {name}: {given:,} conversations; {', '.join(f'{n:,} {what}' for what, n in counts.items() if n)}"
+    return line + (f"; the first: {examples[0]}" if examples else "")
 
 
 # ------------------------------------------------------------------------------------------------------------- door
@@ -226,9 +254,12 @@ def prepare_chat(chat: Chat, progress: bool = True) -> Prepared:
                     train_on=chat.train_on,
                     workers=chat.workers,
                     progress=progress,
+                    rejects=rejects,
                 )
             sets[source.name] = open_packed(directory, source.weight)
-            reports.setdefault(source.name, {})[side] = storage.read_json(directory / "manifest.json")["rendered"]
+            reports.setdefault(source.name, {})[side] = _report(directory)
+        if line := left_out(source.name, reports[source.name]):
+            print(line, file=sys.stderr)
     for source in chat.replay:
         directory = folder / "replay" / source.name
         if not directory.is_dir():

@@ -99,6 +99,38 @@ def test_sides_of_a_file_are_apart_and_cached(tmp_path):
         assert batch.loss_mask.sum() < (batch.segments > 0).sum()
 
 
+def test_what_is_left_out_is_kept_and_said_in_one_line(tmp_path, capsys):
+    records = [{"prompt": f"say {i}", "response": str(i)} for i in range(40)]
+    records[3] = {"prompt": "no answer"}
+    records[5] = {"prompt": "x" * 90, "response": "a row holds 65 tokens"}
+    records[7] = {"prompt": "", "response": ""}
+    source = PromptResponse(write(tmp_path / "a.jsonl", records), max_bad_fraction=0.5)
+    talks = [{"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}] * n}
+             for n in (1, 1, 1, 8)]  # fmt: skip
+    longer = Messages(write(tmp_path / "b.jsonl", talks))
+    chat = Chat((source, longer), tokenizer=Bytes(), context=64, cache=str(tmp_path / "cache"))
+    made = prepare_chat(chat, progress=False)
+    rejected = made.reports["sources"]["prompts"]["train"]["rejected"]
+    assert rejected["texts"] == len(rejected["examples"]) > 0 and "a.jsonl line 4: " in rejected["examples"][0]
+    assert rejected == made.reports["sources"]["prompts"]["valid"]["rejected"]
+    first, second = capsys.readouterr().err.splitlines()
+    kept = made.train["prompts"].documents + made.valid["prompts"].documents
+    assert first == (
+        f"source prompts: {kept} conversations; {rejected['texts']} lines refused, 1 too long; the first: "
+        f"{rejected['examples'][0]}"
+    )
+    assert second == "source messages: 4 conversations; 1 cut"
+    # From the cache, and from sets that were packed before refusals were kept.
+    again = prepare_chat(chat, progress=False)
+    assert again.reports == made.reports and capsys.readouterr().err.splitlines() == [first, second]
+    for manifest in (tmp_path / "cache").rglob("manifest.json"):
+        about = json.loads(manifest.read_text())
+        del about["rejected"]
+        manifest.write_text(json.dumps(about))
+    assert prepare_chat(chat, progress=False).hashes == made.hashes
+    assert "conversations; 1 too long; the first: prompts " in capsys.readouterr().err
+
+
 def test_the_world_validates_with_its_heldout_side(tmp_path):
     world = WorldConversations(world=World(people=People(count=20, unmentioned=4)), count=100)
     chat = Chat((world,), tokenizer=Bytes(), context=1500, valid_fraction=0.1, cache=str(tmp_path))
