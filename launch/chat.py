@@ -11,7 +11,8 @@ Ctrl-C stops a reply, which is kept as far as it went.
 
 What the model thinks, calls and is told by tools stands on lines of its own, dimmed in a terminal; --hide_thinking
 leaves the thinking out. The tools are offered in a system message, after --system. python runs isolated from this
-machine; search looks into the texts below --index, or into an index that jaxlm.tools.build_index has made.
+machine, and where nothing isolates it only with --unsafe_python; search looks into the texts below --index, or into an
+index that jaxlm.tools.build_index has made.
 
 Prompt and reply together stay within the context that the model was trained on: older exchanges are left out, and a
 note says so. --temperature=0 takes the likeliest token each time. The same --seed and messages give the same replies.
@@ -46,6 +47,7 @@ from jaxlm.sample.engine import Sampling
 from jaxlm.sample.transcript import Printer
 from jaxlm.tools import NAMES, Tool, by_name
 from launch import common
+from launch.tool_flags import UNSAFE_PYTHON
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run that was fine-tuned on conversations.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; the newest good one when not given.", lower_bound=0)
@@ -214,7 +216,7 @@ def main() -> int:
     if WORKDIR.value is None:
         raise UserError("--workdir=DIR is missing: the folder of a run that was fine-tuned on conversations")
     with tempfile.TemporaryDirectory() as scratch:
-        tools = by_name(TOOLS.value, INDEX.value, scratch)
+        tools = by_name(TOOLS.value, INDEX.value, scratch, UNSAFE_PYTHON.value)
         use_compilation_cache()
         run = load_run(WORKDIR.value, STEP.value)
         prompt_ids(Conversation((Message("user", ""),)), run.tokenizer)  # says so if it cannot render conversations

@@ -41,6 +41,7 @@ from jaxlm.run.load import Run, load_experiment, load_run
 from jaxlm.run.train import use_compilation_cache
 from jaxlm.tools import NAMES, by_name
 from launch import common
+from launch.tool_flags import UNSAFE_PYTHON
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run that launch.train or launch.import_hf has written.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint to use; the newest good one when not given.", lower_bound=0)
@@ -57,7 +58,7 @@ def ask_the_world(run: Run, out) -> dict:
     talk = world_tasks.find_world(run.experiment if WORLD.value is None else load_experiment(WORLD.value))
     with tempfile.TemporaryDirectory() as scratch:
         folder = write_index_files(talk.world, storage.path(scratch) / "texts") if "search" in TOOLS.value else None
-        tools = by_name(TOOLS.value, folder, scratch)
+        tools = by_name(TOOLS.value, folder, scratch, UNSAFE_PYTHON.value)
         return world_tasks.run_suite(run, SUITE.value, talk, out, SEED.value, LIMIT.value, tools or None)
 
 

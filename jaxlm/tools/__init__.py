@@ -175,11 +175,14 @@ def _told(result: Result) -> str:
     raise ToolFailure(f"{shorten(output, 1000)}\n{reason}" if output else reason)
 
 
-def by_name(names: Sequence[str], index: str | os.PathLike | None, scratch: str | os.PathLike) -> dict[str, Tool]:
+def by_name(
+    names: Sequence[str], index: str | os.PathLike | None, scratch: str | os.PathLike, unsafe: bool = False
+) -> dict[str, Tool]:
     """Tools by name, in the order given.
 
     index: for search, which shows the best passage: a folder of texts, whose index goes into the folder `scratch`, or
-    an index already made. Raises `UserError` for an unknown name, a missing index, and where python cannot be isolated.
+    an index already made. unsafe: as in `run_python`.
+    Raises `UserError` for an unknown name, a missing index, and where python cannot be isolated.
     """
     made = []
     for name in names:
@@ -187,7 +190,7 @@ def by_name(names: Sequence[str], index: str | os.PathLike | None, scratch: str 
             case "calculator":
                 made.append(calculator_tool())
             case "python":
-                made.append(python_tool())
+                made.append(python_tool(unsafe=unsafe))
             case "search":
                 if index is None:
                     raise UserError("the tool search needs an index: a folder of texts")

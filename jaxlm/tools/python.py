@@ -62,7 +62,8 @@ def isolation_mode(unsafe: bool = False) -> Mode:
     raise IsolationError(
         "this machine does not let model-written Python be isolated ("
         + "; ".join(reasons)
-        + "): install bubblewrap, allow user namespaces, or give unsafe=True to run it as this user"
+        + "): install bubblewrap, allow user namespaces, or run it as this user by --unsafe_python where a program has "
+        "that flag (launch.chat, launch.eval), unsafe=True in Python"
     )
 
 

@@ -24,6 +24,7 @@ from jaxlm.data.tokenizer import Bytes
 from jaxlm.tools.python import isolation_mode
 from launch import chat
 from tests.launch.talkers import CHAT, HELLO, LOOK, run_folder
+from tests.sample.scripted import say
 
 flags.FLAGS.set_gnu_getopt(True)
 ENDLESS = {"<|im_sep|>": "x", "x": "y", "y": "x"}
@@ -110,6 +111,8 @@ def test_commands_and_their_errors(call, hello):
         code, out, err = call(line, "hi", workdir=hello)
         assert code == 2 and err.startswith("error: ") and message in err and len(err.splitlines()) == 1
         assert out.endswith("!\n")  # and goes on
+    code, _, err = call("hi", "/reset", "/save x.jsonl", workdir=hello)
+    assert code == 2 and err == "error: /save: nothing was said yet\n"
     code, _, err = call("hi", "/save chat.txt", workdir=hello)
     assert code == 2 and "the name must end so" in err
 
@@ -165,8 +168,20 @@ def test_bad_options_are_one_clear_line(call, hello, look, monkeypatch):
             call("hi", **{"workdir": hello} | options)
     monkeypatch.setattr("jaxlm.tools.python.isolation.candidates", lambda: [])
     isolation_mode.cache_clear()
-    with pytest.raises(UserError, match="does not let model-written Python be isolated"):
+    with pytest.raises(UserError, match=r"does not let model-written Python be isolated.*--unsafe_python"):
         call("hi", workdir=hello, tools=["python"])
+
+
+def test_python_runs_as_this_user_where_nothing_isolates_it_and_a_flag_says_so(call, tmp_path, monkeypatch, request):
+    request.addfinalizer(isolation_mode.cache_clear)
+    monkeypatch.setattr("jaxlm.tools.python.isolation.candidates", lambda: [])
+    isolation_mode.cache_clear()
+    calls = say("<|im_sep|>", "<|tool_call|>", *"python", "\n", *"(1)", "<|tool_call_end|>")
+    workdir = run_folder(tmp_path / "run", calls | say("<|tool_result_end|>", "7", "<|im_end|>"))
+    with pytest.raises(UserError, match="be isolated"):
+        call("hi", workdir=workdir, tools=["python"])
+    code, out, err = call("hi", workdir=workdir, tools=["python"], unsafe_python=True)
+    assert (code, out) == (0, "[call] python\n(1)\n[result] (the program printed nothing)\n7\n"), err
 
 
 def test_in_a_terminal(tmp_path):

@@ -9,6 +9,7 @@ from absl.testing import flagsaver
 from jaxlm.config import UserError
 from jaxlm.data.prepare import Data
 from jaxlm.data.tokenizer import Bytes
+from jaxlm.tools.python import isolation_mode
 from launch import eval as launch_eval
 from tests.launch.talkers import HELLO, LOOK, run_folder
 from tests.sample.scripted import say
@@ -39,3 +40,21 @@ def test_the_world_is_asked(tmp_path, capsys, monkeypatch):
     ):
         with flagsaver.flagsaver(**{"workdir": base, "tools": []} | options), pytest.raises(UserError, match=message):
             launch_eval.main()
+
+
+def test_python_without_isolation_only_by_its_flag(tmp_path, capsys, monkeypatch, request):
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(["eval"])
+    request.addfinalizer(isolation_mode.cache_clear)
+    isolation_mode.cache_clear()
+    offered = []
+    monkeypatch.setattr("jaxlm.tools.python.isolation.candidates", lambda: [])
+    monkeypatch.setattr(launch_eval, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(launch_eval.world_tasks, "run_suite", lambda *a: offered.append(a[-1]) or {})
+    options = {"workdir": run_folder(tmp_path / "run", HELLO), "suite": "world", "tools": ["python"], "json": True}
+    with flagsaver.flagsaver(**options), pytest.raises(UserError, match=r"be isolated.*--unsafe_python"):
+        launch_eval.main()
+    with flagsaver.flagsaver(unsafe_python=True, **options):
+        assert launch_eval.main() == 0
+    (tools,) = offered
+    assert tools["python"].run("print(6 * 7)") == "42"
