@@ -2,13 +2,16 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 import experiments  # noqa: F401  registers definitions and edits
-from jaxlm import config
+from jaxlm import config, sharding
 from jaxlm.config import UserError
 from jaxlm.nn import transformer
+from jaxlm.optim.optimizers import AdamW
 from jaxlm.run.experiment import Experiment, validate
+from jaxlm.steps import state
 from tests.goldens.make_experiments import FOLDER
 
 REFRESH = "if the change is meant: python -m tests.goldens.make_experiments"
@@ -63,6 +66,29 @@ def test_edit_applies_and_changes_something(name):
         changed += config.diff(config.resolve(experiment), e)
     assert changed, f"{name} changes no experiment"
     assert config.EDITS[name].__doc__, f"{name} does not say what it changes"
+
+
+# What a parent's adapters cannot be trained for, and how the edit says so: nothing so far.
+WITHOUT_LORA: dict[str, str] = {}
+CHILDREN = sorted(name for name in config.EXPERIMENTS if config.resolve(name).model is None)
+
+
+@pytest.mark.parametrize("name", CHILDREN)
+def test_lora_applies_to_whatever_has_a_parent(name):
+    """Adapters train, beside heads that a language model does not have; the parent's own parameters stay."""
+    if name in WITHOUT_LORA:
+        with pytest.raises(UserError, match=WITHOUT_LORA[name]):
+            check(config.resolve(name, ["lora"]))
+        return
+    e = config.override(config.resolve(name, ["lora"]), {"parent": "runs/parent"})
+    check(e)
+    mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=1))
+    made = state.abstract(bound(e).model, e.optimizer, mesh, e.lora, e.heads)
+    heads = () if e.heads == state.LM else ("heads",)
+    assert made.trainable == (*heads, "adapters") and jax.tree.leaves(made.params["adapters"])
+    plain = config.override(config.resolve(name), {"parent": "runs/parent"})
+    if isinstance(plain.optimizer, AdamW):
+        assert e.optimizer.lr == pytest.approx(10 * plain.optimizer.lr)
 
 
 def test_experiments_say_what_they_are():

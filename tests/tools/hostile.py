@@ -32,14 +32,16 @@ LIMITS = Limits(seconds=1.0, cpu_seconds=2, memory_mb=256, processes=24, scratch
 SLACK_SECONDS = 15.0  # to start and to end, on a busy machine
 SLACK_MB = 512  # by which memory may exceed its limit between two looks, counted anew in every fork that shares it
 TOKEN_NAME = "JAXLM_HOSTILE_TOKEN"
-SAMPLE = (  # a dozen quick ones, of every group that matters, for the tests
+SAMPLE = (  # quick ones, of every group that matters, for the tests
     "read: the secret by open",
+    "read: the secret through the C library",
     "read: users and passwords",
     "write: every folder",
     "process: fork bomb of sleepers",
     "process: a daemon by the book",
     "signal: everyone",
     "memory: a gigabyte at once",
+    "disk: a file without end",
     "output: without end",
     "net: a connection to the host",
     "rights: unshare again",

@@ -81,6 +81,9 @@ def test_hostile(name, mode, victims):
 def test_there_are_enough_hostile_programs():
     assert len(hostile.programs()) >= 200
     assert set(hostile.SAMPLE) <= set(hostile.programs())
+    groups = {name.partition(":")[0] for name in hostile.SAMPLE}
+    assert {"read", "write", "disk", "process", "signal", "memory", "output", "net", "rights"} <= groups
+    assert any("ctypes" in hostile.programs()[name] for name in hostile.SAMPLE)
 
 
 def test_a_breach_is_seen(victims):
