@@ -6,7 +6,8 @@ usage:
 Stages: curate, tokenize, pretrain, evaluate, sample, assist (fine-tuning on conversations), facts (what it says of
 people that no conversation was about), probe (what it knows, and conversations that say so), honest (fine-tuning on
 those), reprobe, tools, prompting; a round of launch.rounds (demonstrate, sft, baseline, collect_1, reward_1, ppo_1,
-evaluate_1, report_1: rankings of its answers, a reward model, PPO), verify (rewards that are checked), arena, report.
+evaluate_1, report_1: rankings of its answers, a reward model, PPO), verify (rewards that are checked), arena,
+side_by_side (every model that was trained, asked the same), report.
 The same command again skips what is done and goes on where it stopped, in mid-training too. --only runs the stages
 named, whose forerunners must be done; --redo runs one again from scratch, with other settings if you like, and after it
 whatever depends on its outcome; a run that has to make room stands beside it.

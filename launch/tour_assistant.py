@@ -9,7 +9,7 @@ from jaxlm import storage
 from jaxlm.config import UserError
 from jaxlm.data.world import talk as talks
 from jaxlm.data.world.corpus import world_tables
-from jaxlm.data.world.questions import fact_questions
+from jaxlm.data.world.questions import Question, fact_questions
 from jaxlm.data.world.talk import WorldConversations
 from jaxlm.estimates import Estimate, proportion
 from jaxlm.feedback import lessons, measures, probe
@@ -236,6 +236,11 @@ def tools(t: Tour, run: Run, out) -> dict:
 
 
 # --------------------------------------------------------------------------------------------------------- prompting
+def one_of_each(t: Tour) -> list[Question]:
+    """A held-out question of each kind."""
+    return [i.question for task in world_tasks.task_names(talk(t)) for i in _items(t, task, count=1)]
+
+
 def prompting(t: Tour, runs: dict[str, Run], out) -> dict:
     """Accuracy against the number of examples, and what each model says to the same prompts."""
     storage.make_dir(out)
@@ -248,7 +253,6 @@ def prompting(t: Tour, runs: dict[str, Run], out) -> dict:
         world_tasks.plot_shots(found, out / "shots.png")
     except UserError as error:
         print(error, file=sys.stderr)
-    questions = [i.question for task in world_tasks.task_names(talk(t)) for i in _items(t, task, count=1)]
-    rows = side_by_side.side_by_side(runs, questions)
+    rows = side_by_side.side_by_side(runs, one_of_each(t))
     print(side_by_side.text(rows))
     return {"shots": found, "side_by_side": rows}

@@ -4,13 +4,15 @@ from dataclasses import replace
 
 from experiments.tour import Tour
 from jaxlm.feedback.store import Store
+from jaxlm.run import side_by_side
 from jaxlm.run.load import load_run
 from jaxlm.run.log import read_metrics
 from jaxlm.run.stages import Stage
-from launch import rounds_evaluation, rounds_stages
+from launch import rounds_evaluation, rounds_stages, tour_assistant
 from launch.rounds_stages import Place
 from launch.training import training
 
+ASKED = ("world", "talk", "seed")  # what of the definition the questions follow from
 TOLD = ("pass@", "majority@", "greedy", "length", "thinking/")  # of a policy before and after, by how its metric begins
 
 
@@ -29,6 +31,9 @@ def todo(t: Tour, own: Tour, root, known: tuple[str, ...]) -> list[Stage]:
     def learn(done, anew):
         return verify(t, own, verified, anew)
 
+    def show(done, anew):
+        return together(t, {"base": root / "pretrain", **policies(p, root)})
+
     found = rounds_stages.todo(p, 1)
     names = [s.name for s in found]
     found = [replace(s, reads=("feedback",), after=(*known, *names[:i])) for i, s in enumerate(found)]
@@ -37,6 +42,7 @@ def todo(t: Tour, own: Tour, root, known: tuple[str, ...]) -> list[Stage]:
         *found,
         Stage("verify", f"checked rewards, {t.verified.train.steps} rollouts", learn, ("verified",), known),
         Stage("arena", "all policies against each other", lambda *_: arena(p, root), ("feedback",), every),
+        Stage("side_by_side", "all models, the same questions", show, ASKED, every),
     ]
 
 
@@ -53,15 +59,27 @@ def verify(t: Tour, own: Tour, workdir, anew: bool) -> dict:
     return found | {"told": told, "problems": t.verified.objective.heldout_prompts}
 
 
-def arena(p: Place, root) -> dict:
-    """Elo by the gold of one response of each to the same held-out errands."""
-    folders = {
+def policies(p: Place, root) -> dict:
+    """The folders of all models that answer, by what they are called."""
+    return {
         "assistant": root / "assistant",
         "that knows its limits": root / "honest",
         **({} if p.x.sft is None else {"many hands": p.policy(0)}),
         "PPO": p.policy(1),
         "checked rewards": root / "verified",
     }
+
+
+def together(t: Tour, folders: dict) -> dict:
+    """What each model says to a held-out question of each kind."""
     runs = {name: load_run(folder) for name, folder in folders.items()}
+    rows = side_by_side.side_by_side(runs, tour_assistant.one_of_each(t))
+    print(side_by_side.text(rows))
+    return {"rows": rows}
+
+
+def arena(p: Place, root) -> dict:
+    """Elo by the gold of one response of each to the same held-out errands."""
+    runs = {name: load_run(folder) for name, folder in policies(p, root).items()}
     with Store(p.root / "evaluation.db") as store:
         return rounds_evaluation.standings(p, runs, store, "gold, tour", "arena")

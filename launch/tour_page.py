@@ -26,6 +26,7 @@ def page(workdir, command: str, done: dict[str, dict]) -> Page:
     feedback.rankings(out, results, root)
     feedback.checked(out, results["verify"], root)
     feedback.arena(out, results["arena"], root)
+    feedback.together(out, results["side_by_side"])
     _again(out, command, root, done)
     return out
 

@@ -147,6 +147,11 @@ def tools(out: Page, result: dict) -> None:
     ]
     out.table(["held-out questions", "tool needed", "right without", "right with", "called one"], rows)
     out.table(["over all questions", "share"], [[k, _share(e)] for k, e in result["metrics"].items()])
+    calls = result["calls"]
+    names = sorted(k.split("/")[1] for k in calls if k.endswith("/calls") and k != "tools/calls")
+    keys = {**{name: f"tools/{name}" for name in names}, "all": "tools"}
+    rows = [[name, *(f"{calls[f'{key}/{what}']:,.0f}" for what in ("calls", "failures"))] for name, key in keys.items()]
+    out.table(["tool", "calls made", "of them failed"], rows)
     for x in result["shown"]:
         said = "\n".join(f"[{kind}] {text}" for kind, text in x["parts"])
         out.details(f"{x['kind']}: {x['text']}", f"{_cut(said)}\n\nthe truth: {x['answer']}")

@@ -1,5 +1,6 @@
 """The sections of the tour's page about feedback: rankings and PPO, checked rewards, the arena."""
 
+from jaxlm.run import side_by_side
 from jaxlm.run.report import Page
 from launch import rounds_page
 
@@ -55,3 +56,10 @@ def arena(out: Page, result: dict, root) -> None:
     out.table(["policy", "Elo", "95% interval"], rows)
     if (picture := root / "feedback" / "report" / "arena.png").exists():
         out.image(picture, "With 95% intervals.")
+
+
+def together(out: Page, result: dict) -> None:
+    """What `tour_feedback.together` found."""
+    out.heading("All of them side by side")
+    out.paragraph("A held-out question of each kind, put to every model that was trained on the way.")
+    side_by_side.add_to_page(out, result["rows"])

@@ -21,7 +21,7 @@ from tests import tiny_run
 STAGES = (
     "curate", "tokenize", "pretrain", "evaluate", "sample", "assist", "facts", "probe", "honest", "reprobe", "tools",
     "prompting", "demonstrate", "sft", "baseline", "collect_1", "reward_1", "ppo_1", "evaluate_1", "report_1", "verify",
-    "arena", "report",
+    "arena", "side_by_side", "report",
 )  # fmt: skip
 SETS = [
     "base.data.tokenizer=Bytes()",
@@ -137,6 +137,7 @@ def test_tools_and_prompts_are_tried(done):
     assert kinds["arithmetic, by a tool"]["needed"] == "calculator"
     assert all(r[k]["n"] == 8 for r in tools["rows"] for k in ("without", "with", "called"))
     assert {"calculator", "search"} <= set(tools["tools"])
+    assert {"tools/calls", "tools/failures"} <= set(tools["calls"])
     for label in ("base", "assistant"):
         tasks = prompting["shots"][label]["tasks"]
         assert set(tasks) == {"fact_often", "arithmetic", "spell"}
@@ -157,6 +158,12 @@ def test_it_learns_from_rankings_and_from_checked_answers(done):
         assert load_run(workdir / run).experiment.parent == str(workdir / "honest")
     names = [s["name"] for s in results["arena"]["standings"]]
     assert sorted(names) == sorted(["assistant", "that knows its limits", "many hands", "PPO", "checked rewards"])
+    rows = results["side_by_side"]["rows"]
+    assert [r["prompt"] for r in rows] == [r["prompt"] for r in results["prompting"]["side_by_side"]]
+    assert all(set(r["replies"]) == {"base", *names} for r in rows)
+    for early, late in (("base", "base"), ("honest", "that knows its limits")):
+        said = [r["replies"][early] for r in results["prompting"]["side_by_side"]]
+        assert [r["replies"][late] for r in rows] == said
 
 
 def test_the_page_shows_it_and_needs_no_other_file(done):
@@ -165,11 +172,14 @@ def test_the_page_shows_it_and_needs_no_other_file(done):
     for heading in (
         *("The text", "Its tokens", "The training", "What it has learned", "What it writes", "From text to answers"),
         *("Knowing what it knows", "With the book open", "Tools", "Examples in the prompt", "Side by side"),
-        *("Learning from rankings", "Learning from checked answers", "Arena"),
+        *("Learning from rankings", "Learning from checked answers", "Arena", "All of them side by side"),
         "Again, and",
     ):
         assert f">{heading}" in text
-    for shown in ("facts only in the index", "by a threshold instead", "told nowhere, of a stranger", "steps/1 shots"):
+    for shown in (
+        *("facts only in the index", "by a threshold instead", "told nowhere, of a stranger", "steps/1 shots"),
+        *("calls made", "of them failed"),
+    ):
         assert shown in text
     assert all(name.replace("'", "&#x27;") in text for name in SCORE_NAMES.values())
     assert "LZMA2" in text and "ExactDuplicates" in text and "standard error" in text
