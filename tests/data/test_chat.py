@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxlm.config import UserError
-from jaxlm.data.chat import OPEN, Chat, fit, pack_conversations, prepare_chat
+from jaxlm.data.chat import OPEN, Chat, fit, left_out, pack_conversations, prepare_chat
 from jaxlm.data.chat_sources import Messages, PromptResponse
 from jaxlm.data.conversation import Conversation, Message, Part, render, tool_call
 from jaxlm.data.loader import Loader
@@ -120,6 +120,12 @@ def test_what_is_left_out_is_kept_and_said_in_one_line(tmp_path, capsys):
         f"{rejected['examples'][0]}"
     )
     assert second == "source messages: 4 conversations; 1 cut"
+    side = {"conversations": 2, "cut": 1, "too_long": 0, "untrained": 3, "examples": []}
+    sides = {name: side | {"rejected": rejected | {"texts": 1, "examples": ["a"]}} for name in ("train", "valid")}
+    line = "source a: 4 conversations; 1 lines refused, 2 cut, 6 with nothing to train on; the first: a"
+    assert left_out("a", sides) == line
+    nothing = side | {"cut": 0, "untrained": 0, "rejected": {"texts": 0, "empty": 4, "examples": []}}
+    assert left_out("a", {"train": nothing, "valid": nothing}) is None
     # From the cache, and from sets that were packed before refusals were kept.
     again = prepare_chat(chat, progress=False)
     assert again.reports == made.reports and capsys.readouterr().err.splitlines() == [first, second]
