@@ -45,7 +45,8 @@ def training(out: Page, result: dict, name: str, root) -> None:
 def facts(out: Page, trained: dict, result: dict, root) -> None:
     out.heading("From text to answers")
     out.paragraph(
-        "The base model has read about all of these people. Conversations ask about half of them; the questions here "
+        "The base model has read about all of these people, and fine-tuning goes on reading that text beside its "
+        "conversations (replay and thoughts). Conversations ask about half of them; the questions here "
         "use wordings that no conversation has. An answer must be the truth and nothing else."
     )
     rows = [
