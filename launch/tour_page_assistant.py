@@ -13,7 +13,7 @@ GROUP_NAMES = {
 }
 SCORE_NAMES = {
     "logprob": "log-probability of the whole reply",
-    "mean_logprob": "the same per token",
+    "mean_logprob": "log-probability per token of it",
     "answer_logprob": "log-probability of what is answered after the thought",
     "least_logprob": "log-probability of the reply's least likely token",
     "agreement": "share of samples that agree with it",
@@ -119,14 +119,14 @@ def knowledge(out: Page, results: dict, root) -> None:
 def _thresholds(out: Page, compared: dict, thresholds: dict[str, dict]) -> None:
     """Fine-tuning, and refusing by each score instead."""
     rows = []
-    for name, found in {"(fine-tuning)": compared, **{s: t["test"] for s, t in thresholds.items()}}.items():
+    for name, found in {"fine-tuning": compared, **{s: t["test"] for s, t in thresholds.items()}}.items():
         told, unknown = found["known"].get("told"), found["unknown"]
         lost = "-" if told is None else f"{100 * told['lost']['value']:.1f} points"
         sides = [unknown.get(side) for side in ("withheld", "stranger", "untold")]
         wrong = [_share(side["after"]) if side else "-" for side in sides]
         rows.append([SCORE_NAMES.get(name, name), _share(told and told["after"]), lost, *wrong])
         rows[-1].append(_fall(sides[-1]) if sides[-1] else "-")
-    head = ["a threshold on", "right, told", "lost", "wrong, withheld", "wrong, stranger", "wrong, untold", ""]
+    head = ["refusing by", "right, told", "lost", "wrong, withheld", "wrong, stranger", "wrong, untold", ""]
     out.table(head, rows)
 
 

@@ -13,8 +13,8 @@ from jaxlm.run import exits
 from jaxlm.run.load import load_run
 from jaxlm.run.report import Page
 from jaxlm.sample import engine
-from jaxlm.tools import IsolationError
-from launch import tour, tour_assistant, tour_base, tour_feedback, tour_page_feedback
+from jaxlm.tools import Counters, IsolationError
+from launch import tour, tour_assistant, tour_base, tour_feedback, tour_page_assistant, tour_page_feedback
 from launch.tour_page_assistant import SCORE_NAMES
 from tests import tiny_run
 
@@ -187,6 +187,19 @@ def test_the_page_shows_it_and_needs_no_other_file(done):
     assert 'src="data:image/png;base64,' in text
     for outside in ("<script", "<link", 'src="http', "url("):
         assert outside not in text
+
+
+def test_calls_and_failures_are_counted_by_tool(tmp_path):
+    counters = Counters()
+    for name, ok in (("search", True), ("search", False), ("search", True), ("calculator", True)):
+        counters.add(name, ok, 0.1)
+    calls = {k: v for k, v in counters.metrics().items() if not k.endswith("/seconds")}
+    out = Page("page")
+    tour_page_assistant.tools(out, {"tools": ["search"], "rows": [], "metrics": {}, "shown": [], "calls": calls})
+    out.write(tmp_path / "page.html")
+    table = (tmp_path / "page.html").read_text().partition(">calls made<")[2].partition("</table>")[0]
+    cells = re.findall(r"<td[^>]*>([^<]*)</td>", table)
+    assert cells == ["calculator", "1", "0", "search", "3", "1", "all", "4", "1"]
 
 
 @pytest.mark.parametrize("stage", ["sample", "tools"])
