@@ -471,6 +471,7 @@ def rewarded(experiment, parent, run: str):
     return config.override(experiment, {
         "parent": str(parent), "model": None, "data.tokenizer": None, "train.steps": 1, "objective.preflight": "off",
         "objective.reward": (Learned(run),), "objective.critic": Critic(run, FAST), "objective.missing_stop": None,
+        "objective.reward_timeout": 120.0,  # it compiles
     })  # fmt: skip
 
 
@@ -551,10 +552,10 @@ def test_adapters_a_value_head_tools_and_dynamic_sampling_resume_bit_equal(tmp_p
         parent=str(tmp_path / "parent"),
         data=Prompts(task, context=512, tools=("search",), index=str(tmp_path / "texts")),
         objective=dataclasses.replace(
-            PPO, samples=4, max_tokens=16, epochs=1, minibatches=1, critic=ValueHead(), dynamic=DynamicSampling(1),
+            PPO, samples=2, max_tokens=64, epochs=1, minibatches=1, critic=ValueHead(), dynamic=DynamicSampling(1),
             missing_stop=None, heldout_prompts=1, heldout_samples=1, slots=8, preflight="off",
         ),
-        optimizer=FAST,
+        optimizer=dataclasses.replace(FAST, lr=1e-4),  # slow enough to be right and wrong to the end
         lora=LoRA(rank=2),
         train=Train(steps=3, batch_size=8, log_every=1),
         evaluation=Evaluation(every=3),
