@@ -228,7 +228,7 @@ def test_what_checked_answers_tell_of_thoughts_is_kept_and_shown(tmp_path, monke
 
 
 def test_without_isolation_there_are_the_other_tools(monkeypatch, tmp_path, capsys):
-    def refused():
+    def refused(unsafe=False):
         raise IsolationError("nothing isolates here")
 
     monkeypatch.setattr("jaxlm.tools.python_tool", refused)
