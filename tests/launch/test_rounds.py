@@ -108,7 +108,7 @@ def test_stopped_at_every_boundary_it_comes_out_the_same(done):
 
 def test_the_same_command_does_nothing_again(done, parent, capsys, monkeypatch):
     (whole, records), _, sets = done
-    monkeypatch.setattr(rounds_stages.rl, "run", None)
+    monkeypatch.setattr(rounds_stages, "training", None)
     monkeypatch.setattr(rounds_stages.rounds, "respond", None)
     assert rounds.run(whole, parent, "smoke", 1, sets) == records
     lines = capsys.readouterr().out.splitlines()
