@@ -90,7 +90,7 @@ def test_both_sides_are_given_the_same(parent, pairs):
     for step in range(5):  # what "linear" means in transformers
         assert factor(Linear(), step, 5) == pytest.approx((5 - step) / 5)
     asked = bench_rl_task.prompts_in_order(e)
-    assert len(asked) == 3 * 128 // 8 and len(set(asked[:20])) == 20 and set(asked) <= set("bcdefghijklmnopqrstu")
+    assert len(asked) == 3 * 256 // 8 and len(set(asked[:20])) == 20 and set(asked) <= set("bcdefghijklmnopqrstu")
     e = bench_rl_task.dpo(parent, pairs, LOAD, seed=0)
     assert bench_rl_task.arguments(e)["beta"] == 0.1 and bench_rl_task.arguments(e)["loss_type"] == ["sigmoid"]
     kept = bench_rl_task.training_pairs(e)

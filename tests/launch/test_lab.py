@@ -91,7 +91,7 @@ def test_labels_are_the_golds_choices_and_scales_those_of_the_policys_samples(do
 
 def test_the_same_command_trains_nothing_again(done, capsys, monkeypatch):
     root, sets, results = done
-    monkeypatch.setattr(lab_arm.rl, "run", None)
+    monkeypatch.setattr(lab_arm, "training", None)
     assert lab.lab(root, [3], [20], sets) == results
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 8 and all("skipped" in line and "--redo" not in line for line in lines)
