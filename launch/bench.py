@@ -3,7 +3,7 @@
   python -m launch.bench --suite=data [--megabytes=1000]     curation, then tokenizing and packing
   python -m launch.bench --suite=startup                     launch.train to its first step, with empty and full caches
   python -m launch.bench --suite=decode [--size=10m]... [--workdir=RUN] [--batch=1,32] [--against=torch]
-  python -m launch.bench --suite=rl [--parent=RUN] [--seeds=3] [--updates=100] [--against=trl]
+  python -m launch.bench --suite=rl [--parent=RUN] [--seeds=0,1,2] [--updates=100] [--against=trl]
 
 decode: prompts of --prompt_tokens continued by --new_tokens, at each size (random weights) or for the model of a run;
 then --requests requests of mixed lengths. --against=torch takes turns with transformers' generate on the same weights,
@@ -55,7 +55,7 @@ AGAINST = flags.DEFINE_enum(
     "against", None, ["torch", "trl"], "The other side: torch (decode), pip install torch transformers; trl (rl)."
 )
 PARENT = flags.DEFINE_string("parent", None, "Folder of a run that both sides begin with (rl).")
-SEEDS = flags.DEFINE_integer("seeds", 3, "How many seeds of each training (rl).", 1)
+SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of each training (rl), with commas between.")
 UPDATES = flags.DEFINE_integer("updates", 100, "Updates of each training (rl).", 3)
 COMPILE_SECONDS = flags.DEFINE_integer("compile_seconds", 300, "Bounds torch.compile (decode); 0 leaves it out.", 0)
 OUTPUT = flags.DEFINE_string("output", None, "File for the figures as JSON.")
@@ -171,7 +171,7 @@ def rl_suite() -> dict[str, dict]:
     """GRPO and DPO, alone or beside TRL; see `launch.bench_rl`."""
     from launch import bench_rl
 
-    load = bench_rl.Load(SEEDS.value, UPDATES.value)
+    load = bench_rl.Load(tuple(common.seeds(SEEDS.value)), UPDATES.value)
     say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
     return bench_rl.suite(PARENT.value, load, AGAINST.value is not None, say)
 

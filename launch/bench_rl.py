@@ -274,13 +274,14 @@ def suite(parent: str | None, load: Load, against: bool, say: Callable[[str], No
     with tempfile.TemporaryDirectory(prefix="jaxlm-bench-") as folder:
         bench = Bench(parent, load, against, pathlib.Path(folder), say)
         start = task.judged(bench.parent, bench.parent.params, bench.walks, load)
-        results: dict[str, dict] = {"load": dataclasses.asdict(load) | bench.about}
+        about = dataclasses.asdict(load) | {"seeds": ",".join(map(str, load.seeds))} | bench.about
+        results: dict[str, dict] = {"load": about}
         for method, control in CONTROL.items():
             runs: dict[str, list[dict]] = {side: [] for side in sides}
-            for seed in range(load.seeds):
-                for side in sides[:: -1 if seed % 2 else 1]:
+            for i, seed in enumerate(load.seeds):
+                for side in sides[:: -1 if i % 2 else 1]:
                     runs[side].append(bench.run(side, method, seed))
-            controls = {f"{side}, {control}": bench.run(side, method, 0, control=True) for side in sides}
+            controls = {f"{side}, {control}": bench.run(side, method, load.seeds[0], control=True) for side in sides}
             results[f"{method}, quality"] = quality(start, runs, controls)
             results[f"{method}, time"] = timing(runs)
             if against:

@@ -28,13 +28,13 @@ VALID = 0.1  # share of the prompts whose pairs neither side trains on: our driv
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """How much is done: `updates` of each method for each of `seeds` seeds.
+    """How much is done: `updates` of each method for each of `seeds`.
 
     walks: sampled from each start for the pairs, two a pair. pairs: in a batch. judged: walks from each start by which
     a policy is judged.
     """
 
-    seeds: int = 3
+    seeds: tuple[int, ...] = (0, 1, 2)
     updates: int = 100
     walks: int = 100
     pairs: int = 32

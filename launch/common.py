@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from absl import app, flags, logging
 
@@ -53,6 +53,17 @@ def run(main) -> None:
 def fail(message: str) -> None:
     print("error: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(exits.EXIT_BAD_INPUT)
+
+
+def seeds(texts: Sequence[str]) -> list[int]:
+    """The value of a flag --seeds: whole numbers from 0 on, each once."""
+    try:
+        found = [int(t) for t in texts]
+    except ValueError:
+        found = []
+    if not found or min(found) < 0 or len(set(found)) < len(found):
+        raise UserError(f"--seeds takes whole numbers from 0 on, each once, got {','.join(texts)!r}")
+    return found
 
 
 def typed(interactive: bool, on_interrupt: str | None = None) -> Iterator[str]:

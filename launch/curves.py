@@ -224,16 +224,6 @@ def curves(workdir, asked: Asked, seeds: Sequence[int], metric: str = "eval/scor
     return found
 
 
-def _seeds(texts: Sequence[str]) -> list[int]:
-    try:
-        found = [int(t) for t in texts]
-    except ValueError:
-        found = []
-    if not found or min(found) < 0 or len(set(found)) < len(found):
-        raise UserError(f"--seeds takes whole numbers from 0 on, each once, got {','.join(texts)!r}")
-    return found
-
-
 def main() -> int:
     if WORKDIR.value is None:
         raise UserError("--workdir=DIR is missing: the folder that is to hold everything")
@@ -243,7 +233,7 @@ def main() -> int:
         raise UserError("one of --start=NAME and --parent=RUN is needed: what the experiments begin from")
     metric = METRIC.value or "eval/score"
     asked = Asked(NAMES.value, START.value, PARENT.value, CONTROL.value, EDIT.value, SET.value, START_SET.value)
-    found = curves(WORKDIR.value, asked, _seeds(SEEDS.value), metric, SINCE.value)
+    found = curves(WORKDIR.value, asked, common.seeds(SEEDS.value), metric, SINCE.value)
     print(f"\n{table(found, metric, SINCE.value)}")
     return exits.EXIT_DONE
 

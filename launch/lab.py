@@ -75,22 +75,23 @@ def lab(workdir, seeds: Sequence[int], labels: Sequence[int], sets: Sequence[str
     return results
 
 
-def _numbers(flag: str, values: Sequence[str]) -> list[int]:
+def _labels(texts: Sequence[str]) -> list[int]:
     try:
-        found = [int(v) for v in values]
+        found = [int(t) for t in texts]
     except ValueError:
-        raise UserError(f"--{flag} takes whole numbers with commas between, got {','.join(values)!r}") from None
-    if not found or len(set(found)) < len(found):
-        raise UserError(f"--{flag} needs at least one value, each once")
+        found = []
+    if not found or min(found) < FEWEST or len(set(found)) < len(found):
+        raise UserError(
+            f"--labels takes whole numbers, each once and at least {FEWEST}, of which a part validates, got "
+            f"{','.join(texts)!r}"
+        )
     return found
 
 
 def main() -> int:
     if WORKDIR.value is None:
         raise UserError("--workdir=DIR is missing: the folder that is to hold everything")
-    seeds, labels = _numbers("seeds", SEEDS.value), _numbers("labels", LABELS.value)
-    if min(seeds) < 0 or min(labels) < FEWEST:
-        raise UserError(f"--seeds must not be negative, and --labels at least {FEWEST}, of which a part validates")
+    seeds, labels = common.seeds(SEEDS.value), _labels(LABELS.value)
     results = lab(WORKDIR.value, seeds, labels, SET.value)
     print(
         f"\n{lab_results.table(results['summary'])}\nlook at  {storage.path(WORKDIR.value) / 'report' / 'index.html'}"

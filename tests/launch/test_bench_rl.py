@@ -30,7 +30,7 @@ from launch.bench_rl_task import Load
 from tests import tiny_run
 
 flags.FLAGS.set_gnu_getopt(True)
-LOAD = Load(seeds=1, updates=3, walks=8, pairs=4, judged=2)
+LOAD = Load(seeds=(0,), updates=3, walks=8, pairs=4, judged=2)
 LETTERS = CharsTokenizer("".join(map(walks.letter, range(21))))
 MODEL = ModelConfig(layers=1, width=16, heads=2, hidden=32, vocab_multiple=1, vocab_size=LETTERS.vocab_size)
 PAIRS = [{"prompt": p, "chosen": "a", "rejected": "cda"} for p in "bcdefghijklmnopqrstu"]

@@ -174,8 +174,8 @@ def test_bad_flags(tmp_path):
     for options, message in (
         ({"workdir": None}, "--workdir=DIR is missing"),
         ({"seeds": ["x"]}, "--seeds takes whole numbers"),
-        ({"labels": ["100", "100"]}, "--labels needs at least one value, each once"),
-        ({"labels": ["3"]}, "--labels at least 50"),
+        ({"labels": ["100", "100"]}, "--labels takes whole numbers, each once"),
+        ({"labels": ["3"]}, "at least 50"),
         ({"set": ["samples=1"]}, "samples must be at least 2"),
         ({"set": ["rl.objective=RewardModel()"]}, "rl.objective must be a PolicyGradient"),
         ({"set": ["gold.widht=3"]}, "gold.widht"),
