@@ -7,6 +7,7 @@ from rewards that are checked.
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from experiments import edits, rounds
 from experiments.pretrain import pretrain_tiny
@@ -48,6 +49,7 @@ class Tour:
     shots: int = 50  # held-out questions of each kind for each number of shots
     # Tokens of the world's text for one of conversation, so that what was told stays known, and within reach there.
     replay: float = 0.4  # as it is
+    told: Literal["all", "train", "none"] = "all"  # whose biographies are among both: see World.told
     thoughts: float = 0.7  # as thoughts of the assistant: its people alone
     lessons: float = 0.05  # of the probe's lessons for one of conversation: few, since too often is by heart
     seed: int = 0  # added to the seed of each training
@@ -58,8 +60,8 @@ def connected(tour: Tour, root: str) -> Tour:
 
     def about(e: Experiment, *more) -> Experiment:
         talks = (replace(s, world=tour.world) if isinstance(s, WorldConversations) else s for s in e.data.sources)
-        told = replace(tour.world, name="told", weight=tour.replay)  # a name of its own among the sources
-        people = replace(tour.world, problems=0, validation=0)
+        told = replace(tour.world, name="told", weight=tour.replay, told=tour.told)  # a name of its own among the sources
+        people = replace(tour.world, problems=0, validation=0, told=tour.told)
         thoughts = Thoughts(people, weight=tour.thoughts, systems=(tools_message(TOOLS),))
         data = replace(e.data, sources=(*talks, thoughts, *more), replay=(told,))
         return replace(e, data=data, seed=e.seed + tour.seed)
