@@ -60,7 +60,7 @@ def connected(tour: Tour, root: str) -> Tour:
 
     def about(e: Experiment, *more) -> Experiment:
         talks = (replace(s, world=tour.world) if isinstance(s, WorldConversations) else s for s in e.data.sources)
-        told = replace(tour.world, name="told", weight=tour.replay, told=tour.told)  # a name of its own among the sources
+        told = replace(tour.world, name="told", weight=tour.replay, told=tour.told)
         people = replace(tour.world, problems=0, validation=0, told=tour.told)
         thoughts = Thoughts(people, weight=tour.thoughts, systems=(tools_message(TOOLS),))
         data = replace(e.data, sources=(*talks, thoughts, *more), replay=(told,))
