@@ -6,6 +6,9 @@ import pytest
 from experiments.tour import TOURS, Tour
 from jaxlm import config, storage
 from jaxlm.config import UserError
+from jaxlm.data.world.corpus import texts, world_tables
+from jaxlm.data.world.people import person
+from jaxlm.data.world.talk import conversation
 from jaxlm.feedback.measures import SCORES
 from jaxlm.feedback.probe import classify, plain_question, read_probed
 from jaxlm.feedback.probe import group as probe_group
@@ -276,6 +279,19 @@ def test_pretraining_again_keeps_the_former_run(done, monkeypatch, tmp_path):
     with pytest.raises(exits.Stopped):
         tour_base.training(None, None, storage.path(run), True)
     assert [p.name for p in tmp_path.iterdir()] == ["pretrain-1"]
+
+
+def test_fine_tuning_can_do_without_the_people_whom_the_figures_are_about(tmp_path):
+    t, _ = tour.definition("smoke", ["told=train"], str(tmp_path))
+    everyone = [person(world_tables(t.world), i) for i in range(t.world.people.count)]
+    names = [p.name for p in everyone if p.split == "heldout"]
+    assert names and any(name in text for _, text in texts(t.world) for name in names)
+    for e in (t.assistant, t.honest):
+        talk, thoughts = e.data.sources[:2]
+        (replay,) = e.data.replay
+        read = [text for world in (thoughts.text, replay) for i, text in texts(world) if i.startswith("train/")]
+        read += [repr(conversation(talk, "train", i)) for i in range(300)]
+        assert not any(name in text for text in read for name in names)
 
 
 @pytest.mark.parametrize("scale", TOURS)
