@@ -272,14 +272,10 @@ def extraction(workdir, augmentations: Sequence[str], seeds: Sequence[int], dire
 def main() -> int:
     if WORKDIR.value is None:
         raise UserError("--workdir=DIR is missing: the folder that is to hold everything")
-    try:
-        seeds = [int(s) for s in SEEDS.value]
-    except ValueError:
-        raise UserError(f"--seeds takes whole numbers with commas between, got {','.join(SEEDS.value)!r}") from None
-    for flag, values in (("augmentations", TELLING.value), ("seeds", seeds)):
-        if not values or len(set(values)) < len(values):
-            raise UserError(f"--{flag} needs at least one value, each once")
-    results = extraction(WORKDIR.value, TELLING.value, seeds, DIRECT.value, SET.value)
+    seeds, told = common.seeds(SEEDS.value), TELLING.value
+    if not told or len(set(told)) < len(told):
+        raise UserError("--augmentations needs at least one value, each once")
+    results = extraction(WORKDIR.value, told, seeds, DIRECT.value, SET.value)
     print(f"\n{table(results)}\nwritten: {WORKDIR.value}/results.json, table.md, report/extraction.png")
     return exits.EXIT_DONE
 
