@@ -73,6 +73,16 @@ class Job:
     command: tuple[str, ...]
 
 
+def seeds() -> list[int]:
+    try:
+        found = [int(s) for s in SEEDS.value]
+    except ValueError:
+        raise UserError(f"--seeds takes whole numbers with commas between, got {','.join(SEEDS.value)!r}") from None
+    if not found or len(set(found)) < len(found):
+        raise UserError("--seeds needs at least one seed, each once")
+    return found
+
+
 def resolve(variant: sweep.Variant) -> Experiment:
     try:
         return config.resolve(EXPERIMENT.value, [*EDIT.value, *variant.edits], [*SET.value, *variant.sets])
@@ -98,7 +108,7 @@ def jobs() -> tuple[list[Job], list[str]]:
         }
         extra[baseline] = ()
     out = []
-    for seed in common.seeds(SEEDS.value):
+    for seed in seeds():
         for v, e in resolved.items():
             sets = [*SET.value, *v.sets, *extra[v], f"seed={seed}"]
             workdir = str(storage.path(WORKDIR.value) / sweep.folder(v, seed))
