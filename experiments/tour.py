@@ -39,7 +39,8 @@ class Tour:
     world: World
     text: Files | EmbeddedPython | HuggingFace  # real text, which the base model reads beside the world
     base: Experiment
-    assistant: Experiment  # the base model after conversations
+    midtrain: Experiment  # the base model after the same biographies as thoughts, and problems in conversations
+    assistant: Experiment  # that one after conversations about people, too
     honest: Experiment  # the assistant after what a probe of it wrote
     feedback: Rounds  # that one after demonstrations by many hands, and after PPO against a reward model
     verified: Experiment  # that one after rewards that are checked: problems by hand, their steps in a thought
@@ -47,32 +48,37 @@ class Tour:
     samples: int = 8  # of each probed question
     asked: int = 200  # held-out questions of each kind
     shots: int = 50  # held-out questions of each kind for each number of shots
-    # Tokens of the world's text for one of conversation, so that what was told stays known, and within reach there.
+    # Tokens of the world's text for one of conversation, so that what was told is within reach there: in midtraining,
+    # and in the last fine-tuning, which learns wherever it reads how sure it is.
     replay: float = 0.4  # as it is
-    told: Literal["all", "train", "none"] = "all"  # whose biographies are among both: see World.told
     thoughts: float = 0.7  # as thoughts of the assistant: its people alone
-    lessons: float = 0.05  # of the probe's lessons for one of conversation: few, since too often is by heart
+    told: Literal["all", "train", "none"] = "all"  # whose biographies the last fine-tuning reads: see World.told
+    lessons: float = 0.035  # of the probe's lessons for one of conversation: few, since too often is by heart
     seed: int = 0  # added to the seed of each training
 
 
 def connected(tour: Tour, root: str) -> Tour:
     """The tour with its world in every source, and each training's parent and lessons in the folder `root`."""
 
-    def about(e: Experiment, *more) -> Experiment:
-        talks = (replace(s, world=tour.world) if isinstance(s, WorldConversations) else s for s in e.data.sources)
-        told = replace(tour.world, name="told", weight=tour.replay, told=tour.told)
-        people = replace(tour.world, problems=0, validation=0, told=tour.told)
+    def talks(e: Experiment, parent: str, *more, replay=()) -> Experiment:
+        own = (replace(s, world=tour.world) if isinstance(s, WorldConversations) else s for s in e.data.sources)
+        data = replace(e.data, sources=(*own, *more), replay=replay)
+        return replace(e, data=data, parent=f"{root}/{parent}", seed=e.seed + tour.seed)
+
+    def reading(e: Experiment, parent: str, told: str, *more) -> Experiment:
+        people = replace(tour.world, problems=0, validation=0, told=told)
         thoughts = Thoughts(people, weight=tour.thoughts, systems=(tools_message(TOOLS),))
-        data = replace(e.data, sources=(*talks, thoughts, *more), replay=(told,))
-        return replace(e, data=data, seed=e.seed + tour.seed)
+        replay = replace(tour.world, name="told", weight=tour.replay, told=told)
+        return talks(e, parent, thoughts, *more, replay=(replay,))
 
     base = replace(tour.base, data=replace(tour.base.data, sources=(tour.world, tour.text)))
     lessons = Messages(f"{root}/probe/lessons.jsonl", name="lessons", weight=tour.lessons)
     return replace(
         tour,
         base=replace(base, seed=base.seed + tour.seed),
-        assistant=replace(about(tour.assistant), parent=f"{root}/pretrain"),
-        honest=replace(about(tour.honest, lessons), parent=f"{root}/assistant"),
+        midtrain=reading(tour.midtrain, "pretrain", "all"),
+        assistant=talks(tour.assistant, "midtrain"),
+        honest=reading(tour.honest, "assistant", tour.told, lessons),
         feedback=replace(tour.feedback, seed=tour.feedback.seed + tour.seed),
         verified=_verified(tour, f"{root}/honest"),
     )
@@ -116,31 +122,24 @@ def tiny() -> Tour:
         },
     )
     # Where facts told nowhere are searched for, the model learns that there are some: not before it is probed.
-    # Half of the training people are left for the probe: of those whom it was asked about it knows too well. Reading
-    # about the many strangers teaches to copy names and values that no memory completes.
-    talk = WorldConversations(count=80_000, facts=3.0, reading=3.0, problems=3.0, part=(0.0, 0.5), forget=0.05)
+    # Not all of the training people are asked about before the probe: of those it would know too well. Reading about
+    # the many strangers teaches to copy names and values that no memory completes.
+    talk = WorldConversations(count=80_000, facts=6.0, reading=3.0, problems=3.0, part=(0.0, 0.6), forget=0.01)
     searching = replace(
-        talk, search=0.7, look_up=0.08, invented=0.8, forget=0.0, tools=TOOLS, tool_share=0.7, part=(0.5, 1.0)
+        talk, facts=3.0, search=0.7, look_up=0.1, invented=0.8, forget=0.0, tools=TOOLS, tool_share=0.7, part=(0.6, 1.0)
     )
+    # The form and the work are learned while everybody's biographies are still read. That leaves little to fine-tuning,
+    # which has not a word about the people of the figures and would forget them. AdamW at a low rate forgets little;
+    # Muon, which moves every direction of a matrix alike, forgets them all.
     rest = sft_tiny().optimizer
-    assistant = override(
-        sft_tiny(),
-        {
-            "data.sources": (talk,),
-            "optimizer": Muon(lr=0.01, schedule=rest.schedule, rest=rest),
-            "train.steps": 1600,
-        },
+    muon = Muon(lr=0.01, schedule=rest.schedule, rest=rest)
+    midtrain = override(
+        sft_tiny(), {"data.sources": (replace(talk, facts=0.0),), "optimizer": muon, "train.steps": 1200}
     )
+    assistant = override(sft_tiny(), {"data.sources": (talk,), "optimizer.lr": 5e-4, "train.steps": 600})
     # What the lessons are about is soon known by heart, and then they teach nothing of other facts. Doubt is learned
     # wherever a thought goes on, which is too much to learn by heart.
-    honest = override(
-        assistant,
-        {
-            "data.sources": (searching,),
-            "objective": NextToken(doubt=1.0),
-            "train.steps": 1000,
-        },
-    )
+    honest = override(midtrain, {"data.sources": (searching,), "objective": NextToken(doubt=1.0), "train.steps": 1000})
     by_hand = replace(world, tasks=("spell", "count"))
     verified = override(
         grpo_tiny(),
@@ -156,6 +155,7 @@ def tiny() -> Tour:
         world=world,
         text=EmbeddedPython(weight=0.1),
         base=base,
+        midtrain=midtrain,
         assistant=assistant,
         honest=honest,
         feedback=rounds.tiny(),
@@ -176,7 +176,8 @@ def smoke() -> Tour:
         world=replace(world, problems=300),
         text=EmbeddedPython(),
         base=override(t.base, short | {"train.steps": 240}),
-        assistant=override(t.assistant, short | {"train.steps": 60, "data.sources.0.count": 1000}),
+        midtrain=override(t.midtrain, short | {"train.steps": 40, "data.sources.0.count": 1000}),
+        assistant=override(t.assistant, short | {"train.steps": 40, "data.sources.0.count": 1000}),
         honest=override(t.honest, short | {"train.steps": 20, "data.sources.0.count": 1000}),
         feedback=rounds.smoke(),
         verified=override(
@@ -211,7 +212,8 @@ def small() -> Tour:
             t.world, {"people.count": 10_000, "people.unmentioned": 2000, "people.passing": 20_000, "problems": 40_000}
         ),
         base=override(t.base, model),
-        assistant=override(t.assistant, more | {"train.steps": 1500, "data.sources.0.count": 100_000}),
+        midtrain=override(t.midtrain, more | {"data.sources.0.count": 100_000}),
+        assistant=override(t.assistant, more | {"data.sources.0.count": 100_000}),
         honest=override(t.honest, more | {"data.sources.0.count": 100_000}),
         probed=1000,
     )

@@ -3,9 +3,10 @@
 usage:
   python -m launch.tour --scale=smoke|tiny|small --workdir=DIR [--set=PATH=VALUE]... [--only=STAGE]... [--redo=STAGE]...
 
-Stages: curate, tokenize, pretrain, evaluate, sample, assist (fine-tuning on conversations), facts (what it says of
-people that no conversation was about), probe (what it knows, and conversations that say so), honest (fine-tuning on
-those), reprobe, tools, prompting; a round of launch.rounds (demonstrate, sft, baseline, collect_1, reward_1, ppo_1,
+Stages: curate, tokenize, pretrain, evaluate, sample, midtrain (the same biographies as thoughts, and problems, in the
+form of conversations), assist (fine-tuning on conversations about people), facts (what it says of people that
+fine-tuning had not a word about), probe (what it knows, and conversations that say so), honest (fine-tuning on those),
+reprobe, tools, prompting; a round of launch.rounds (demonstrate, sft, baseline, collect_1, reward_1, ppo_1,
 evaluate_1, report_1: rankings of its answers, a reward model, PPO), verify (rewards that are checked), arena,
 side_by_side (every model that was trained, asked the same), report.
 The same command again skips what is done and goes on where it stopped, in mid-training too. --only runs the stages
@@ -18,17 +19,17 @@ docstrings and library source):
   tiny    about an hour on 2 CPU cores, not yet timed whole: to see it learn
   small   a GPU
 Your own text beside the world: --set='text=Files(path=FILE_OR_FOLDER)'. Any other setting of the definition, which is
-in experiments/tour.py: base.PATH, assistant.PATH, honest.PATH and verified.PATH are those of launch.train, and
-feedback.PATH those of launch.rounds.
+in experiments/tour.py: base.PATH, midtrain.PATH, assistant.PATH, honest.PATH and verified.PATH are those of
+launch.train, and feedback.PATH those of launch.rounds.
 
 examples:
   python -m launch.tour --scale=smoke --workdir=runs/tour
   python -m launch.tour --scale=tiny --workdir=runs/tiny --set=seed=1
   python -m launch.tour --scale=tiny --workdir=runs/tiny --set=honest.objective.doubt=1.5 --redo=honest
 
-In the workdir: pretrain/, assistant/, honest/, feedback/round_1/ppo and verified/ (run directories, for launch.chat,
-launch.sample and launch.eval), stages/ (what each stage found, as JSON), probe/, tools/, prompting/, feedback/ (as
-launch.rounds leaves it), report/index.html (the page, which needs no other file).
+In the workdir: pretrain/, midtrain/, assistant/, honest/, feedback/round_1/ppo and verified/ (run directories, for
+launch.chat, launch.sample and launch.eval), stages/ (what each stage found, as JSON), probe/, tools/, prompting/,
+feedback/ (as launch.rounds leaves it), report/index.html (the page, which needs no other file).
 Exit codes: 0 done; 42 stopped and saved, start the same command again; 2 bad input; 3 diverged.
 """
 
@@ -52,6 +53,7 @@ REDO = flags.DEFINE_multi_string("redo", [], "Run this stage again from scratch;
 # Which stage trains what stands below a path of the definition: the first path that fits.
 TRAINED = {
     "base.": "pretrain",
+    "midtrain.": "midtrain",
     "assistant.": "assist",
     "honest.": "honest",
     "feedback.sft.": "sft",
@@ -73,7 +75,7 @@ def definition(scale: str, sets: list[str], root: str) -> tuple[Tour, Tour]:
 
 def todo(t: Tour, base: Tour, root, command: str) -> list[Stage]:
     """The stages of a tour in the folder `root`."""
-    run, assistant, honest = (root / name for name in ("pretrain", "assistant", "honest"))
+    run, middle, assistant, honest = (root / name for name in ("pretrain", "midtrain", "assistant", "honest"))
 
     def trained(e, own, workdir):
         return lambda done, anew: tour_base.training(e, own, workdir, anew)
@@ -87,7 +89,7 @@ def todo(t: Tour, base: Tour, root, command: str) -> list[Stage]:
         return {"page": "report/index.html"}
 
     def facts(done, anew):
-        return tour_assistant.facts(t, load_run(run), load_run(assistant))
+        return tour_assistant.facts(t, load_run(run), load_run(middle), load_run(assistant))
 
     def probe(done, anew):
         return tour_assistant.probing(t, load_run(assistant), root / "probe")
@@ -98,10 +100,10 @@ def todo(t: Tour, base: Tour, root, command: str) -> list[Stage]:
     def tools(done, anew):
         return tour_assistant.tools(t, load_run(honest), root / "tools")
 
-    steps = (t.base.train.steps, t.assistant.train.steps, t.honest.train.steps)
+    steps = [e.train.steps for e in (t.base, t.midtrain, t.assistant, t.honest)]
     asked = ("world", "talk", "seed", "asked")  # of the definition
     text = ("curate", "tokenize", "pretrain")
-    talk = (*text, "assist")
+    talk = (*text, "midtrain", "assist")
     known = (*talk, "probe", "honest")
     own = {"reads": ("base",), "after": text}
     return [
@@ -111,17 +113,24 @@ def todo(t: Tour, base: Tour, root, command: str) -> list[Stage]:
         Stage("evaluate", "held-out text and small skills", lambda *_: tour_base.evaluate(t.base, run), **own),
         Stage("sample", "held-out beginnings continued", lambda *_: tour_base.sample(run, root / "report"), **own),
         Stage(
+            "midtrain",
+            f"what conversations look like, {steps[1]} steps",
+            trained(t.midtrain, base.midtrain, middle),
+            reads=("midtrain",),
+            after=text,
+        ),
+        Stage(
             "assist",
-            f"conversations, {steps[1]} steps",
+            f"conversations about people, {steps[2]} steps",
             trained(t.assistant, base.assistant, assistant),
             reads=("assistant",),
-            after=text,
+            after=(*text, "midtrain"),
         ),
         Stage("facts", "asking for facts before and after", facts, asked, talk),
         Stage("probe", "finding out what it knows", probe, (*asked, "probed", "samples"), talk),
         Stage(
             "honest",
-            f"what the probe wrote, {steps[2]} steps",
+            f"what the probe wrote, {steps[3]} steps",
             trained(t.honest, base.honest, honest),
             reads=("honest",),
             after=(*talk, "probe"),

@@ -50,17 +50,18 @@ def _plain(estimate: Estimate | None) -> dict | None:
 
 
 # ------------------------------------------------------------------------------------------------------------- facts
-def facts(t: Tour, base: Run, assistant: Run) -> dict:
+def facts(t: Tour, base: Run, middle: Run, assistant: Run) -> dict:
     """Exact match on facts told often, asked in wordings that no conversation used."""
     heldout = _items(t, "fact_often")
     tokens = world_tasks.budget(assistant, heldout)  # the same for all: a base model ends its answer with its line
-    asked = {"people that no conversation is about": [i.question for i in heldout]}
+    asked = {"people that fine-tuning has not a word about": [i.question for i in heldout]}
     tables = world_tables(t.world)
     trained = fact_questions(tables, "train", ("often",), heldout_wordings=True)
     asked["people of the conversations"] = sorted(trained, key=lambda q: address("facts", t.seed, q.id))[: t.asked]
     models = {
         "base, asked as text": (base, False),
         "base, asked in a conversation": (base, True),
+        "before fine-tuning, asked in a conversation": (middle, True),
         "assistant": (assistant, True),
     }
     rows, shown = [], []

@@ -19,7 +19,7 @@ def page(workdir, command: str, done: dict[str, dict]) -> Page:
     _training(out, results["pretrain"], root)
     _evaluation(out, results["evaluate"])
     _samples(out, results["sample"], root)
-    assistant.facts(out, results["assist"], results["facts"], root)
+    assistant.facts(out, results["midtrain"], results["assist"], results["facts"], root)
     assistant.knowledge(out, results, root)
     assistant.tools(out, results["tools"])
     assistant.prompting(out, results["prompting"], root)

@@ -42,12 +42,13 @@ def training(out: Page, result: dict, name: str, root) -> None:
         out.image(curve, "Loss on what the assistant says, in training conversations and in held-out ones.")
 
 
-def facts(out: Page, trained: dict, result: dict, root) -> None:
+def facts(out: Page, middle: dict, trained: dict, result: dict, root) -> None:
     out.heading("From text to answers")
     out.paragraph(
-        "The base model has read about all of these people, and fine-tuning goes on reading that text beside its "
-        "conversations (replay and thoughts). Conversations ask about half of them; the questions here "
-        "use wordings that no conversation has. An answer must be the truth and nothing else."
+        "The base model has read about all of these people. It then learns what a conversation looks like: the "
+        "same biographies as thoughts, and problems, but no question that memory would answer. Fine-tuning asks "
+        "about some of the people and has not a word about the others. The questions here use wordings that no "
+        "conversation has. An answer must be the truth and nothing else."
     )
     rows = [
         [r["model"], r["asked about"], _share(r["accuracy"]), (r["accuracy"] or {"n": 0})["n"]] for r in result["rows"]
@@ -57,7 +58,8 @@ def facts(out: Page, trained: dict, result: dict, root) -> None:
         ["question", "the truth", "the assistant's reply", ""],
         [[x["text"], x["answer"], _cut(x["reply"]), x["outcome"]] for x in result["shown"]],
     )
-    training(out, trained, "Fine-tuning on conversations", root / "assistant")
+    training(out, middle, "The form of conversations", root / "midtrain")
+    training(out, trained, "Fine-tuning on conversations about people", root / "assistant")
 
 
 def knowledge(out: Page, results: dict, root) -> None:

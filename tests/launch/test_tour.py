@@ -22,9 +22,9 @@ from launch.tour_page_assistant import SCORE_NAMES
 from tests import tiny_run
 
 STAGES = (
-    "curate", "tokenize", "pretrain", "evaluate", "sample", "assist", "facts", "probe", "honest", "reprobe", "tools",
-    "prompting", "demonstrate", "sft", "baseline", "collect_1", "reward_1", "ppo_1", "evaluate_1", "report_1", "verify",
-    "arena", "side_by_side", "report",
+    "curate", "tokenize", "pretrain", "evaluate", "sample", "midtrain", "assist", "facts", "probe", "honest", "reprobe",
+    "tools", "prompting", "demonstrate", "sft", "baseline", "collect_1", "reward_1", "ppo_1", "evaluate_1", "report_1",
+    "verify", "arena", "side_by_side", "report",
 )  # fmt: skip
 SETS = [
     "base.data.tokenizer=Bytes()",
@@ -43,6 +43,7 @@ SETS = [
     "world.people.augmentation.wordings=2",
     "world.problems=20",
     "world.tasks=arithmetic,spell",
+    "midtrain.data.sources.0.turns=1",
     "assistant.data.sources.0.turns=1",
     "honest.data.sources.0.turns=1",
     "asked=8",
@@ -56,13 +57,13 @@ SETS = [
     *("verified.objective.heldout_prompts=2", "verified.objective.max_tokens=16"),
     *("feedback.ppo.objective.preflight=off", "verified.objective.preflight=off"),
 ]
-for part in ("base", "assistant", "honest"):
+for part in ("base", "midtrain", "assistant", "honest"):
     SETS += [f"{part}.train.steps=3", f"{part}.train.batch_size=8", f"{part}.evaluation.batch_size=8"]
 for part in ("feedback.sft", "feedback.reward", "feedback.ppo", "verified"):
     SETS += [f"{part}.train.steps=2", f"{part}.train.batch_size=8", f"{part}.evaluation.every=2"]
 for part in ("feedback.sft", "feedback.ppo", "verified"):
     SETS.append(f"{part}.data.context=320")
-for part in ("assistant", "honest"):
+for part in ("midtrain", "assistant", "honest"):
     SETS += [f"{part}.data.context=320", f"{part}.data.sources.0.count=40"]
 
 
@@ -73,7 +74,7 @@ def done(tmp_path_factory):
     (root / "texts.jsonl").write_text("\n".join([*lines, lines[0], json.dumps({"text": "short"})]))
     caches = [
         f"{part}.data.cache={root / 'cache'}"
-        for part in ("base", "assistant", "honest", "feedback.sft", "feedback.reward")
+        for part in ("base", "midtrain", "assistant", "honest", "feedback.sft", "feedback.reward")
     ]
     sets = [*SETS, f"text=Files(path={root / 'texts.jsonl'})", *caches]
     with pytest.MonkeyPatch.context() as m:
@@ -109,7 +110,7 @@ def test_the_assistant_is_asked_probed_and_taught(done):
     workdir, _, records = done
     results = {n: r["result"] for n, r in records.items()}
     facts = results["facts"]["rows"]
-    assert len({(r["model"], r["asked about"]) for r in facts}) == len(facts) == 6
+    assert len({(r["model"], r["asked about"]) for r in facts}) == len(facts) == 8
     assert all(r["accuracy"]["n"] == 8 for r in facts) and results["facts"]["shown"]
     # What the model knew is what the lessons teach, and what they teach is what the next training read.
     before = read_probed(workdir / "probe" / "train.jsonl")
@@ -281,17 +282,26 @@ def test_pretraining_again_keeps_the_former_run(done, monkeypatch, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["pretrain-1"]
 
 
-def test_fine_tuning_can_do_without_the_people_whom_the_figures_are_about(tmp_path):
+def test_the_assistant_is_told_nothing_about_the_people_whom_the_figures_are_about(tmp_path):
     t, _ = tour.definition("smoke", ["told=train"], str(tmp_path))
     everyone = [person(world_tables(t.world), i) for i in range(t.world.people.count)]
     names = [p.name for p in everyone if p.split == "heldout"]
-    assert names and any(name in text for _, text in texts(t.world) for name in names)
-    for e in (t.assistant, t.honest):
-        talk, thoughts = e.data.sources[:2]
-        (replay,) = e.data.replay
-        read = [text for world in (thoughts.text, replay) for i, text in texts(world) if i.startswith("train/")]
-        read += [repr(conversation(talk, "train", i)) for i in range(300)]
-        assert not any(name in text for text in read for name in names)
+
+    def named(texts) -> bool:
+        return any(name in text for text in texts for name in names)
+
+    def biographies(world):
+        return (text for i, text in texts(world) if i.startswith("train/"))
+
+    assert names and named(biographies(t.world))
+    for e in (t.midtrain, t.assistant, t.honest):
+        talk = e.data.sources[0]
+        assert not named(repr(conversation(talk, "train", i)) for i in range(300))
+    # Before it, memory is asked for nothing; in it, there are conversations alone; after it, whom it is told about.
+    assert not t.midtrain.data.sources[0].facts and t.assistant.data.sources[0].facts
+    assert len(t.assistant.data.sources) == 1 and not t.assistant.data.replay
+    assert not any(named(biographies(world)) for world in (t.honest.data.sources[1].text, *t.honest.data.replay))
+    assert all(named(biographies(world)) for world in (t.midtrain.data.sources[1].text, *t.midtrain.data.replay))
 
 
 @pytest.mark.parametrize("scale", TOURS)
@@ -302,5 +312,7 @@ def test_scales_resolve(scale, tmp_path):
     assert thoughts.text.people == t.world.people and not thoughts.text.problems
     assert talk.world == t.world == t.base.data.sources[0] and talk.world.people.values == 30
     assert lessons.path == f"{tmp_path}/probe/lessons.jsonl"
-    assert t.assistant.parent == f"{tmp_path}/pretrain" and t.honest.parent == f"{tmp_path}/assistant"
-    assert [e.seed for e in (t.base, t.assistant, t.honest)] == [3, 3, 3] and own.base.seed == 0
+    trainings = (t.base, t.midtrain, t.assistant, t.honest)
+    parents = [None, *(f"{tmp_path}/{name}" for name in ("pretrain", "midtrain", "assistant"))]
+    assert [e.parent for e in trainings] == parents
+    assert [e.seed for e in trainings] == [3, 3, 3, 3] and own.base.seed == 0
