@@ -1,9 +1,9 @@
 """What the tour trains, at each of its scales: a base model, its assistant, the assistant that knows its limits, and
 what comes of that by feedback.
 
-One world is told to the base model beside real text. The assistant learns to answer, to work and to look things up from
-conversations about half of it; the figures are of the other half. Then it learns from rankings of its own answers, and
-from rewards that are checked.
+One world is told to the base model beside real text, and once more, in midtraining, in the form of conversations. The
+assistant learns to answer, to work and to look things up from conversations about some of its people; the figures are
+of the others. Then it learns from rankings of its own answers, and from rewards that are checked.
 """
 
 from dataclasses import dataclass, replace

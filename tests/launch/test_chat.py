@@ -200,7 +200,7 @@ def test_in_a_terminal(tmp_path):
 
     def until(text: str):
         nonlocal seen
-        end = time.monotonic() + 100
+        end = time.monotonic() + 300
         while text not in seen:
             assert time.monotonic() < end and process.poll() is None, seen
             if select.select([ours], [], [], 1)[0]:

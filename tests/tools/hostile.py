@@ -220,22 +220,22 @@ class Peak(threading.Thread):
 
 
 # ---------------------------------------------------------------------------------------------------------- the runs
-def run_one(text: str, victims: Victims, mode) -> tuple[Result | None, list[str]]:
+def run_one(text: str, victims: Victims, mode, limits: Limits = LIMITS) -> tuple[Result | None, list[str]]:
     """One program, and what is wrong after it."""
     before = strangers()
     start = time.monotonic()
     try:
-        result = run_in(mode, filled(text, victims.words), LIMITS)
+        result = run_in(mode, filled(text, victims.words), limits)
     except IsolationError as e:
         return None, [f"the sandbox failed: {e}"]
     wrong = []
-    if time.monotonic() - start > LIMITS.seconds + SLACK_SECONDS:
+    if time.monotonic() - start > limits.seconds + SLACK_SECONDS:
         wrong.append(f"it took {time.monotonic() - start:.1f} s")
     said = result.stdout + result.stderr
     wrong += [line[:200] for line in said.splitlines() if line.startswith("BREACH")]
     if victims.token in said:
         wrong.append("it told the secret")
-    if max(len(result.stdout), len(result.stderr)) > LIMITS.output_bytes:
+    if max(len(result.stdout), len(result.stderr)) > limits.output_bytes:
         wrong.append("more output than allowed")
     wrong += victims.harmed()
     left = strangers() - before

@@ -88,22 +88,23 @@ def test_there_are_enough_hostile_programs():
 
 def test_a_breach_is_seen(victims):
     """The same look at a program that nothing isolates: a test that cannot fail shows nothing."""
+    limits = dataclasses.replace(hostile.LIMITS, seconds=60.0)  # they end by themselves, on a busy machine late
     for name in ("read: the secret by open", "read: users and passwords", "read: the project"):
-        result, wrong = hostile.run_one(hostile.programs()[name], victims, "unsafe")
+        result, wrong = hostile.run_one(hostile.programs()[name], victims, "unsafe", limits)
         assert wrong, result
-    _, wrong = hostile.run_one("print(open('@SECRET@').read())", victims, "unsafe")
+    _, wrong = hostile.run_one("print(open('@SECRET@').read())", victims, "unsafe", limits)
     assert wrong == ["it told the secret"]
     _, wrong = hostile.run_one(
-        "import os; os.kill(@VICTIM@, 19); time = __import__('time').sleep(0.1)", victims, "unsafe"
+        "import os; os.kill(@VICTIM@, 19); time = __import__('time').sleep(0.1)", victims, "unsafe", limits
     )
     os.kill(victims.process.pid, signal.SIGCONT)
     assert wrong == ["a process of the host changed"]
 
 
 def test_time(mode):
-    result = run_python("print('before', end='')\nwhile True: pass", Limits(seconds=0.5))
-    assert result.timed_out and result.stdout == "before" and "longer than 0.5 s" in result.stopped
-    assert 0.5 <= result.seconds < 20 and result.exit_code == 128 + signal.SIGKILL
+    result = run_python("print('before', end='')\nwhile True: pass", Limits(seconds=2))
+    assert result.timed_out and result.stdout == "before" and "longer than 2 s" in result.stopped
+    assert 2 <= result.seconds < 20 and result.exit_code == 128 + signal.SIGKILL
     result = run_python("while True: pass", Limits(seconds=60, cpu_seconds=1))
     assert result.timed_out and "CPU" in result.stopped and not result.ok
 
