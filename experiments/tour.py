@@ -130,7 +130,7 @@ def tiny() -> Tour:
     )
     # The form and the work are learned while everybody's biographies are still read. That leaves little to fine-tuning,
     # which has not a word about the people of the figures and would forget them. AdamW at a low rate forgets little;
-    # Muon, which moves every direction of a matrix alike, forgets them all.
+    # Muon moves every direction of a matrix alike, and at its usual rate forgets most.
     rest = sft_tiny().optimizer
     muon = Muon(lr=0.01, schedule=rest.schedule, rest=rest)
     midtrain = override(
