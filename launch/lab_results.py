@@ -126,7 +126,7 @@ def of_seed(x: Lab, a: Arm, root) -> dict:
 def mean(values: Sequence[float]) -> dict:
     """Mean with Student's t interval over seeds; low and high are None for a single one."""
     s = statistics.summarize(values)
-    half = None if s.std is None else statistics.t_quantile(s.n - 1) * s.std / math.sqrt(s.n)
+    half = statistics.half_width(s)
     bounds = (None, None) if half is None else (s.mean - half, s.mean + half)
     return {"value": s.mean, "low": bounds[0], "high": bounds[1], "n": s.n, "seeds": [float(v) for v in values]}
 

@@ -69,7 +69,8 @@ def knowledge(out: Page, results: dict, root) -> None:
     out.paragraph(
         "The assistant was asked each question of its training side several times. What it never gets right it is "
         "taught not to know, what it gets right now and then to hedge, and what it knows to keep: "
-        f"{made}. Then the held-out side is asked, before and after."
+        f"{made}. This last fine-tuning reads the biographies again, as midtraining did: without them it refuses "
+        "what is merely known. Then the held-out side is asked, before and after."
     )
     compared, threshold = after["compared"], after["threshold"]["test"]
     rows = []

@@ -61,6 +61,11 @@ def t_quantile(df: int, confidence: float = CONFIDENCE) -> float:
     return float(stdtrit(df, 0.5 + confidence / 2))
 
 
+def half_width(s: Summary, confidence: float = CONFIDENCE) -> float | None:
+    """Half of Student's t interval of the mean; None for a single value."""
+    return None if s.std is None else t_quantile(s.n - 1, confidence) * s.std / math.sqrt(s.n)
+
+
 def paired_difference(
     variant: Mapping[int, float], baseline: Mapping[int, float], confidence: float = CONFIDENCE
 ) -> Difference | None:
@@ -72,7 +77,7 @@ def paired_difference(
     if s.std is None:
         return Difference(1, s.mean, None, None, None, None)
     error = s.std / math.sqrt(s.n)
-    half = t_quantile(s.n - 1, confidence) * error
+    half = half_width(s, confidence)
     p = 2 * float(stdtr(s.n - 1, -abs(s.mean) / error)) if error else float(s.mean == 0)
     return Difference(s.n, s.mean, s.std, s.mean - half, s.mean + half, p)
 
