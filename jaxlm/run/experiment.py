@@ -78,6 +78,8 @@ def validate(e: Experiment, batch_shards: int) -> None:
     t = e.train
     if min(t.steps, t.batch_size, t.accumulation, t.log_every) < 1:
         raise UserError("train.steps, batch_size, accumulation and log_every must be at least 1")
+    if t.hang_seconds is not None and t.hang_seconds <= 0:
+        raise UserError(f"train.hang_seconds must be above 0, got {t.hang_seconds:g}; none turns the watch off")
     if t.batch_size % (t.accumulation * batch_shards):
         raise UserError(
             f"train.batch_size {t.batch_size} must be a multiple of train.accumulation {t.accumulation} "

@@ -33,6 +33,7 @@ MAY_CHANGE = (
     "train.steps",  # a run may be made longer; its schedule is then that of the new length
     "train.log_every",  # from here on: what is written, how often, and what is kept, not what is computed
     "train.tensorboard",
+    "train.hang_seconds",
     "train.max_skipped",
     "evaluation.",
     "checkpoint.",

@@ -12,6 +12,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -40,27 +41,36 @@ def _parts(workdir) -> list:
     return [root / FILE] if storage.is_local(workdir) else sorted(root.glob("metrics-*.jsonl"))
 
 
-def read_metrics(workdir) -> list[dict]:
-    """One dict per step, in order of steps: every record of the step joined, superseded ones left out.
+def raw_metrics(workdir) -> Iterator[dict]:
+    """Every record in the order in which they were written, superseded ones too; a null reads as NaN.
 
-    A null reads as NaN. `UserError` when the workdir has no metrics. A line that is not JSON, such as one being written
-    at this moment, is left out.
+    `UserError` when the workdir has no metrics. A line that is not JSON, such as one being written at this moment, is
+    left out.
     """
     files = [p for p in _parts(workdir) if p.exists()]
     if not files:
         raise UserError(f"{workdir} has no {FILE}: nothing has been trained there")
-    kept: dict[int, dict] = {}
     for line in (line for p in files for line in p.read_text().splitlines()):
         try:
             record = json.loads(line)
-            step = record["step"]
+            record["step"]
         except (ValueError, KeyError, TypeError):
             if line.strip():
                 logging.warning("%s: a line that is no metrics record is left out: %.80s", workdir, line)
             continue
-        while kept and next(reversed(kept)) > step:
+        yield {k: math.nan if v is None else v for k, v in record.items()}
+
+
+def read_metrics(workdir) -> list[dict]:
+    """One dict per step, in order of steps: every record of the step joined, superseded ones left out.
+
+    Otherwise as `raw_metrics`.
+    """
+    kept: dict[int, dict] = {}
+    for record in raw_metrics(workdir):
+        while kept and next(reversed(kept)) > record["step"]:
             kept.popitem()
-        kept.setdefault(step, {}).update({k: math.nan if v is None else v for k, v in record.items()})
+        kept.setdefault(record["step"], {}).update(record)
     return list(kept.values())
 
 

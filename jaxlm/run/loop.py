@@ -2,19 +2,29 @@
 
 import contextlib
 import dataclasses
+import re
 import signal
 import time
 from collections.abc import Callable
 
 import jax
+from jax.experimental import multihost_utils
 
+from jaxlm.config import UserError
 from jaxlm.run.checkpoint import Checkpoints
 from jaxlm.run.exits import EXIT_DONE, EXIT_PREEMPTED, Diverged
+from jaxlm.run.goodput import Clock
 
 
 @contextlib.contextmanager
 def stop_requests():
-    """Yields a function that says whether SIGTERM or a first Ctrl-C has come; a second Ctrl-C stops at once."""
+    """Yields a function of the step that says whether SIGTERM or a first Ctrl-C has come; a second one stops at once.
+
+    Of several processes all have to be asked before every step, and all get the same answer.
+    """
+    if jax.process_count() > 1:  # the runtime has handlers of its own, and agrees on a step that none has passed
+        yield multihost_utils.reached_preemption_sync_point
+        return
     seen = []
 
     def handle(number, frame):
@@ -27,10 +37,26 @@ def stop_requests():
     except ValueError:  # not the main thread: whoever runs us there handles its signals
         old = {}
     try:
-        yield lambda: bool(seen)
+        yield lambda step: bool(seen)
     finally:
         for s, h in old.items():
             signal.signal(s, h)
+
+
+@contextlib.contextmanager
+def memory_advice():
+    """What a device says when its memory does not suffice becomes a `UserError` that names what to change."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        asked = re.search(r"allocat\w+ (\d[\d.]*\s?\w*)", str(error))
+        raise UserError(
+            f"out of memory on {jax.local_devices()[0].device_kind}{f' (asked for {asked[1]})' if asked else ''}: set "
+            "train.accumulation to 2 or more, model.remat=full, a smaller train.loss_chunk, train.batch_size or "
+            "data.context, or spread the model over more devices (mesh.fsdp, mesh.tensor)"
+        ) from error
 
 
 @dataclasses.dataclass
@@ -39,38 +65,41 @@ class Recorder:
 
     first: the step from which this process goes on. rates: what a step counts towards each metric per second, such as
     {"train/tokens_per_second": tokens in a batch}. max_skipped: so many updates in a row left out as non-finite mean
-    that the run has diverged. sinks: functions (step, {name: value}).
+    that the run has diverged. sinks: functions (step, {name: value}), the log first. clock: where the time goes; rates
+    are over what went into steps and waiting for their batches.
     """
 
     first: int
     rates: dict[str, float]
     max_skipped: int
     sinks: list[Callable[[int, dict[str, float]], None]]
+    clock: Clock = dataclasses.field(default_factory=Clock)
     skipped: int = 0
     bad_run: int = 0
 
     def __post_init__(self):
         self.step, self.began = self.first, time.perf_counter()
-        self.at = self.began
 
     def __call__(self, step: int, metrics) -> None:
         values = {f"train/{k}": float(v) for k, v in jax.device_get(metrics).items()}
-        now, steps = time.perf_counter(), step - self.step
+        times, steps = self.clock.take(), step - self.step
         if self.step == self.first:  # this interval holds the compilation: it says nothing about speed
-            values["train/seconds_to_first_step"] = now - self.began
+            values["train/seconds_to_first_step"] = time.perf_counter() - self.began
         else:
-            values |= {k: v * steps / (now - self.at) for k, v in self.rates.items()}
+            busy = times["seconds/step"] + times.get("seconds/data", 0.0)
+            values |= {k: v * steps / busy for k, v in self.rates.items()}
+        values |= times
         skipped = int(values["train/skipped"])
         self.bad_run = self.bad_run + steps if skipped - self.skipped == steps else 0
-        self.skipped, self.step, self.at = skipped, step, now
+        self.skipped, self.step = skipped, step
         for sink in self.sinks:
             sink(step, values)
         if self.bad_run >= self.max_skipped:
             raise Diverged(f"none of the last {self.bad_run} updates before step {step} was finite; lower the lr")
 
-    def pause(self, seconds: float) -> None:
-        """Leaves time that was spent on something else out of the rates."""
-        self.at += seconds
+    def close(self, step: int) -> None:
+        """The time since the last line, in a line of its own in the log alone."""
+        self.sinks[0](step, self.clock.take())
 
 
 def run(
@@ -94,12 +123,16 @@ def run(
     ended: whether what was logged says that the run is to end here; it is then done, and a resumed one takes no step.
     Returns (state, exit code): done, or preempted and saved. Raises `Diverged`.
     """
-    n = int(state.step)
+    n, clock = int(state.step), recorder.clock
     pending = None  # metrics of the step before: read only once the next one is on its way
+    stop, last = False, True
 
-    with stop_requests() as stopping:
+    with stop_requests() as stopping, clock.phase("step"):
         while n < steps and not (ended is not None and ended()):
-            state, metrics = step(state, batch(n))
+            with clock.phase("data"):
+                rows = batch(n)
+            with clock.phase("compile" if n == recorder.first else "step"):
+                state, metrics = step(state, rows)
             n += 1
             if pending is not None:
                 recorder(*pending)
@@ -110,18 +143,20 @@ def run(
                 recorder(*pending)
                 pending = None
             last = n == steps or (ended is not None and ended())
-            stop = stopping()
+            stop = stopping(n)
             due = n % evaluate_every == 0 or last
             if due or stop or n % checkpoints.cfg.every == 0:
                 if pending is not None:
                     recorder(*pending)
                     pending = None
-                began = time.perf_counter()
-                metric = evaluate(n, state) if due else None
-                checkpoints.save(n, state, metadata, metric, force=stop or last)
-                recorder.pause(time.perf_counter() - began)
+                with clock.phase("evaluate"):
+                    metric = evaluate(n, state) if due else None
+                with clock.phase("save"):
+                    checkpoints.save(n, state, metadata, metric, force=stop or last)
             if stop and not last:
-                checkpoints.wait()
-                return state, EXIT_PREEMPTED
-    checkpoints.wait()
-    return state, EXIT_DONE
+                break
+        with clock.phase("save"):
+            checkpoints.wait()
+        if n > recorder.first:
+            recorder.close(n)
+    return state, EXIT_PREEMPTED if stop and not last else EXIT_DONE

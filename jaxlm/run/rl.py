@@ -22,10 +22,12 @@ from jaxlm.feedback.journal import Journal
 from jaxlm.nn import heads, lora, transformer
 from jaxlm.rl import advantage, kl
 from jaxlm.rl.rewards import for_missing_stop
-from jaxlm.run import lineage, loop, objectives, reward, rl_evals, rl_metrics, rl_plots, train
+from jaxlm.run import goodput, lineage, loop, objectives, reward, rl_evals, rl_metrics, rl_plots, train
 from jaxlm.run.checkpoint import Checkpoints
 from jaxlm.run.experiment import Experiment, prepared, validate
+from jaxlm.run.goodput import Clock
 from jaxlm.run.log import MetricsLog, Progress
+from jaxlm.run.watchdog import Watchdog
 from jaxlm.steps import learn, policy, rollout, state
 from jaxlm.steps.learn import Learner, RLState
 from jaxlm.steps.policy import Critic, Exclude, PolicyGradient
@@ -281,6 +283,7 @@ def _records(e: Experiment) -> dict:
 
 def train_rl(e: Experiment, workdir, base: Experiment | None = None) -> int:
     """Runs or resumes the experiment in `workdir`; returns the exit code. `base` is what `diff.txt` compares with."""
+    clock = Clock()
     train.use_compilation_cache()
     e = train.inherit(e)
     mesh = sharding.make_mesh(e.mesh)
@@ -303,7 +306,8 @@ def train_rl(e: Experiment, workdir, base: Experiment | None = None) -> int:
         lineage.write_lineage(root, data.hashes, **records)
     else:
         target = learn.abstract(e.objective, e.optimizer, e.model, e.lora, critic_model, mesh)
-        s, metadata = checkpoints.restore(target, found)
+        with clock.phase("restore"):
+            s, metadata = checkpoints.restore(target, found)
         lineage.check_same_data(metadata["hashes"], data.hashes)
         records = storage.read_json(root / "lineage.json")
         if _records(e).get("rewards") != records.get("rewards"):
@@ -324,25 +328,29 @@ def train_rl(e: Experiment, workdir, base: Experiment | None = None) -> int:
         rates={},  # a step reads its own results: it knows how long it took
         max_skipped=e.train.max_skipped,
         sinks=[log.write, progress.update, watch, alarms],
+        clock=clock,
         skipped=int(s.skipped),
     )
     try:
-        if first == 0:
-            rl_evals.preflight(e, trainer, s, progress, root)
-            evaluation(0, s)
-        _, code = loop.run(
-            s,
-            trainer,
-            lambda n: n,
-            e.train.steps,
-            recorder=recorder,
-            log_every=e.train.log_every,
-            evaluate=evaluation,
-            evaluate_every=e.evaluation.every,
-            checkpoints=checkpoints,
-            metadata={"hashes": data.hashes},
-            ended=alarms.ended,
-        )
+        with Watchdog(clock, e.train.hang_seconds, root / "stacks.txt"), loop.memory_advice():
+            if first == 0:
+                with clock.phase("evaluate"):
+                    rl_evals.preflight(e, trainer, s, progress, root)
+                    evaluation(0, s)
+            _, code = loop.run(
+                s,
+                trainer,
+                lambda n: n,
+                e.train.steps,
+                recorder=recorder,
+                log_every=e.train.log_every,
+                evaluate=evaluation,
+                evaluate_every=e.evaluation.every,
+                checkpoints=checkpoints,
+                metadata={"hashes": data.hashes},
+                ended=alarms.ended,
+            )
+        progress.say(goodput.text(goodput.account(root)))
     finally:
         progress.close()
         log.close()

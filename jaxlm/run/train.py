@@ -12,10 +12,12 @@ from jaxlm.data.loader import Loader, evaluation_batches
 from jaxlm.data.prepare import cache_root
 from jaxlm.data.tokenizer import Saved
 from jaxlm.nn import heads, lora, transformer
-from jaxlm.run import exits, lineage, load, loop, objectives, report
+from jaxlm.run import exits, goodput, lineage, load, loop, objectives, report
 from jaxlm.run.checkpoint import Checkpoints
 from jaxlm.run.experiment import Experiment, prepared, validate
+from jaxlm.run.goodput import Clock
 from jaxlm.run.log import MetricsLog, Progress, peak_flops
+from jaxlm.run.watchdog import Watchdog
 from jaxlm.steps import pretrain, state, update
 from jaxlm.steps.distill import Distill
 
@@ -151,6 +153,7 @@ def open_workdir(e: Experiment, workdir, base: Experiment | None, tokenizer):
 
 def train(e: Experiment, workdir, base: Experiment | None = None) -> int:
     """Runs or resumes the experiment in `workdir`; returns the exit code. `base` is what `diff.txt` compares with."""
+    clock = Clock()
     use_compilation_cache()
     e = inherit(e)
     mesh = sharding.make_mesh(e.mesh)
@@ -172,7 +175,8 @@ def train(e: Experiment, workdir, base: Experiment | None = None) -> int:
         s = initial_state(e, mesh, records)
         lineage.write_lineage(root, data.hashes, **records)
     else:
-        s, metadata = checkpoints.restore(state.abstract(e.model, e.optimizer, mesh, e.lora, e.heads), found)
+        with clock.phase("restore"):
+            s, metadata = checkpoints.restore(state.abstract(e.model, e.optimizer, mesh, e.lora, e.heads), found)
         lineage.check_same_data(metadata["hashes"], data.hashes)
         records = storage.read_json(root / "lineage.json")
     reference = objectives.read_reference(e, mesh, records)
@@ -199,10 +203,15 @@ def train(e: Experiment, workdir, base: Experiment | None = None) -> int:
         },
         max_skipped=e.train.max_skipped,
         sinks=[log.write, progress.update],
+        clock=clock,
         skipped=int(s.skipped),
     )
     try:
-        with Loader(data.train, e.train.batch_size, e.seed, mesh, first=int(s.step)) as loader:
+        with (
+            Loader(data.train, e.train.batch_size, e.seed, mesh, first=int(s.step)) as loader,
+            Watchdog(clock, e.train.hang_seconds, root / "stacks.txt"),
+            loop.memory_advice(),
+        ):
             s, code = loop.run(
                 s,
                 step_function(e, mesh, reference),
@@ -215,6 +224,7 @@ def train(e: Experiment, workdir, base: Experiment | None = None) -> int:
                 checkpoints=checkpoints,
                 metadata={"hashes": data.hashes},
             )
+        progress.say(goodput.text(goodput.account(root)))
     finally:
         progress.close()
         log.close()

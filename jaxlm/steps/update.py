@@ -30,6 +30,7 @@ class Train:
     loss_chunk: int | None = 1024  # positions of each row whose logits exist at once; None: all
     log_every: int = 10
     max_skipped: int = 50  # so many non-finite updates in a row, and the run has diverged
+    hang_seconds: float | None = 1800.0  # without an end of a step, evaluation or save, and the process ends
     tensorboard: bool = False
 
 

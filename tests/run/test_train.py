@@ -18,7 +18,7 @@ from jaxlm.nn.lora import LoRA
 from jaxlm.nn.transformer import ModelConfig
 from jaxlm.optim.optimizers import AdamW
 from jaxlm.optim.schedules import Cosine
-from jaxlm.run import checkpoint, exits, load, train
+from jaxlm.run import checkpoint, exits, goodput, load, train
 from jaxlm.run.checkpoint import Checkpointing
 from jaxlm.run.experiment import Evaluation, Experiment
 from jaxlm.run.log import read_metrics
@@ -85,6 +85,9 @@ def test_a_run_leaves_what_a_reader_needs(experiment, whole):
     assert {r["step"] for r in records if "eval/all/loss" in r} == {3, 6}
     assert records[-1]["eval/all/bits_per_byte"] > 0
     assert records[-1]["train/loss"] < records[0]["train/loss"]
+    spent = goodput.account(whole)
+    assert list(spent) == ["initialise", "compile", "data", "step", "evaluate", "save"]
+    assert sum(spent.values()) <= records[-1]["seconds"] + spent["initialise"]
 
 
 def saved_vocab(workdir):
@@ -135,6 +138,7 @@ def test_a_crash_loses_only_the_steps_since_the_last_save(experiment, whole, tmp
         assert checkpoint.newest(tmp_path / "run") == 4
 
     crashed_and_resumed(experiment, tmp_path / "run", monkeypatch, at=5, between=saved_so_far)
+    assert goodput.account(tmp_path / "run")["restore"] > 0
     assert_same(saved(experiment, tmp_path / "run"), saved(experiment, whole))
 
 
@@ -188,6 +192,7 @@ def test_a_run_that_is_never_finite_ends(experiment, tmp_path):
         ({"data.context": 10**6}, "1000000"),
         ({"data.path": "nowhere/text.txt"}, "nowhere"),
         ({"train.steps": 0}, "at least 1"),
+        ({"train.hang_seconds": 0.0}, "must be above 0"),
         ({"lora": LoRA(targets=("gate", "query"))}, "no projection 'query'"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",

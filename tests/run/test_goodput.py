@@ -1,0 +1,113 @@
+"""Where a run's time goes, over restarts; what ends a run that hangs or has too little memory."""
+
+import json
+import threading
+import time
+
+import jax
+import pytest
+
+from jaxlm.config import UserError
+from jaxlm.run import goodput, loop
+from jaxlm.run.goodput import Clock
+from jaxlm.run.watchdog import EXIT_HUNG, Watchdog
+from launch import goodput as launched
+
+
+def test_every_second_belongs_to_one_phase():
+    now = iter([0.0, 2.0, 3.0, 7.0, 8.0, 8.5, 10.0, 10.0, 10.0]).__next__
+    clock = Clock(now)  # 0
+    with clock.phase("step"):  # 2: two seconds of initialising
+        with clock.phase("data"):  # 3: one of training
+            pass  # 7: four of waiting
+        with pytest.raises(ValueError), clock.phase("save"):  # 8: one of training
+            raise ValueError  # 8.5
+        assert clock.take() == {  # 10
+            "seconds/initialise": 2.0, "seconds/step": 1.0 + 1.0 + 1.5, "seconds/data": 4.0, "seconds/save": 0.5,
+        }  # fmt: skip
+        assert clock.take() == {}
+
+
+def write(folder, *records):
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+
+
+def times(at: int, **phases: float) -> dict:
+    return {"step": at} | {f"seconds/{k}": v for k, v in phases.items()}
+
+
+def test_steps_taken_again_are_lost_and_everything_adds_up(tmp_path):
+    write(
+        tmp_path,
+        times(1, initialise=3.0, compile=5.0),
+        times(10, step=9.0, data=1.0),
+        {"step": 10, "eval/all/loss": 1.0},
+        times(20, step=10.0, evaluate=2.0, save=1.0),
+        times(30, step=10.0, data=0.5, evaluate=2.0),
+        times(21, initialise=3.0, restore=1.0, compile=0.5),  # killed after 30 and gone on with from 20
+        times(30, step=9.0),
+        times(30, save=0.5),
+    )
+    found = goodput.account(tmp_path)
+    assert found == {
+        "initialise": 6.0, "restore": 1.0, "compile": 5.5, "data": 1.0, "step": 28.0, "evaluate": 4.0, "save": 1.5,
+        "lost": 10.5,
+    }  # fmt: skip
+    assert sum(found.values()) == 57.5
+    assert goodput.text(found).startswith("58 s: step 48.7%, lost 18.3%, initialise 10.4%")
+
+
+def test_a_restart_from_the_very_step_that_was_logged_last_loses_nothing(tmp_path):
+    write(tmp_path, times(5, initialise=1.0, step=4.0), times(6, initialise=1.0, step=1.0))
+    assert goodput.account(tmp_path) == {"initialise": 2.0, "step": 5.0}
+
+
+def test_a_run_without_times_has_no_account(tmp_path):
+    write(tmp_path, {"step": 1, "train/loss": 1.0})
+    assert goodput.account(tmp_path) == {}
+
+
+# ------------------------------------------------------------------------------------------------------------ a hang
+def test_a_hang_ends_the_process_and_leaves_the_stacks(tmp_path, capfd):
+    clock, ended = Clock(), threading.Event()
+    codes = []
+
+    def end(code):
+        codes.append(code)
+        ended.set()
+
+    def stuck_in_a_collective():
+        assert ended.wait(30)
+
+    with Watchdog(clock, 0.05, tmp_path / "stacks.txt", end):
+        stuck_in_a_collective()
+    assert codes == [EXIT_HUNG]
+    assert "stuck_in_a_collective" in (tmp_path / "stacks.txt").read_text()
+    assert "hung: nothing has ended for" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("limit", [None, 3600.0])
+def test_no_hang_is_seen_where_phases_end_or_no_limit_is_set(tmp_path, limit):
+    clock = Clock()
+    with Watchdog(clock, limit, tmp_path / "stacks.txt", lambda code: pytest.fail("ended")), clock.phase("step"):
+        time.sleep(0.01)
+    assert not (tmp_path / "stacks.txt").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------- memory
+def test_too_little_memory_says_what_to_change():
+    text = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 12.50GiB"
+    said = r"out of memory on cpu \(asked for 12.50GiB\): set train.accumulation"
+    with pytest.raises(UserError, match=said), loop.memory_advice():
+        raise jax.errors.JaxRuntimeError(text)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), loop.memory_advice():
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+# --------------------------------------------------------------------------------------------------------- the table
+def test_runs_side_by_side(tmp_path):
+    write(tmp_path, times(1, initialise=1.0, step=3.0), times(1, initialise=1.0))
+    lines = launched.table({"a": goodput.account(tmp_path), "longer": {"step": 1.0}}).splitlines()
+    assert lines[0].split() == [*goodput.PHASES, "goodput"]
+    assert lines[1].split() == ["a", "2.0", "0.0", "0.0", "0.0", "0.0", "0.0", "0.0", "3.0", "0.0%"]
+    assert lines[2].split()[-1] == "100.0%"
