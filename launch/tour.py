@@ -64,6 +64,10 @@ TRAINED = {
 }
 
 
+# What questions hang on of how the last of the models is taught to talk; how much of what it is taught is not among it.
+ASKED = ("world", "assistant", "recollect", "part", "tools")
+
+
 # ----------------------------------------------------------------------------------------------------------- the tour
 def definition(scale: str, sets: list[str], root: str) -> tuple[Tour, Tour]:
     """(the tour at this scale with `sets`, the same without), both as they run in the folder `root`."""
@@ -71,6 +75,12 @@ def definition(scale: str, sets: list[str], root: str) -> tuple[Tour, Tour]:
     t = config.parse_sets(own, sets)
     rounds_stages.check(t.feedback)
     return connected(t, root), connected(own, root)
+
+
+def fields(t: Tour) -> dict:
+    """What stages read of the definition."""
+    taught = config.to_dict(tour_assistant.talk(t))
+    return config.to_dict(t) | {"talk": {name: taught[name] for name in ASKED}}
 
 
 def todo(t: Tour, base: Tour, root, command: str) -> list[Stage]:
@@ -168,8 +178,7 @@ def tour(workdir, scale: str, sets: list[str], only: list[str], redo: list[str])
     storage.make_dir(root)
     storage.write_json(root / "config.json", {"schema_version": config.SCHEMA_VERSION} | config.to_dict(t))
     use_compilation_cache()
-    fields = config.to_dict(t) | {"talk": config.to_dict(tour_assistant.talk(t))}
-    return stages.run(root, todos, fields, only, redo, lambda x: print(x, flush=True))
+    return stages.run(root, todos, fields(t), only, redo, lambda x: print(x, flush=True))
 
 
 def main() -> int:

@@ -273,6 +273,14 @@ def test_another_definition_of_what_is_done_again_is_welcome(done):
         tour._check(workdir, tour.definition("smoke", [*sets, other], str(workdir))[0], redo)
 
 
+def test_what_the_last_model_is_taught_changes_no_question(tmp_path):
+    """Else the probe, from which it is taught, would be asked again."""
+    sets = ([], ["honest.data.sources.0.search=0.9"], ["honest.data.sources.0.part=0.5,1.0"])
+    same, shares, people = (tour.fields(tour.definition("smoke", s, str(tmp_path))[0]) for s in sets)
+    assert same["talk"] == shares["talk"] and same["honest"] != shares["honest"]
+    assert same["talk"] != people["talk"]
+
+
 def test_pretraining_again_keeps_the_former_run(done, monkeypatch, tmp_path):
     run = tmp_path / "pretrain"
     run.mkdir()
