@@ -126,7 +126,15 @@ def tiny() -> Tour:
     # the many strangers teaches to copy names and values that no memory completes.
     talk = WorldConversations(count=80_000, facts=6.0, reading=3.0, problems=3.0, part=(0.0, 0.6), forget=0.01)
     searching = replace(
-        talk, facts=3.0, search=0.7, look_up=0.1, invented=0.8, forget=0.0, tools=TOOLS, tool_share=0.7, part=(0.6, 1.0)
+        talk,
+        facts=3.0,
+        search=1.0,
+        look_up=0.05,
+        invented=0.8,
+        forget=0.0,
+        tools=TOOLS,
+        tool_share=0.7,
+        part=(0.6, 1.0),
     )
     # The form and the work are learned while everybody's biographies are still read. That leaves little to fine-tuning,
     # which has not a word about the people of the figures and would forget them. AdamW at a low rate forgets little;
@@ -139,7 +147,7 @@ def tiny() -> Tour:
     assistant = override(sft_tiny(), {"data.sources": (talk,), "optimizer.lr": 5e-4, "train.steps": 600})
     # What the lessons are about is soon known by heart, and then they teach nothing of other facts. Doubt is learned
     # wherever a thought goes on, which is too much to learn by heart.
-    honest = override(midtrain, {"data.sources": (searching,), "objective": NextToken(doubt=1.0), "train.steps": 1000})
+    honest = override(midtrain, {"data.sources": (searching,), "objective": NextToken(doubt=0.8), "train.steps": 1400})
     by_hand = replace(world, tasks=("spell", "count"))
     verified = override(
         grpo_tiny(),
