@@ -31,9 +31,10 @@ setup(
         "scipy>=1.13",
     ],
     extras_require={
-        # "tpu" carries the libtpu that belongs to the installed jax; "cuda" the CUDA libraries, no toolkit needed.
+        # "tpu" carries the libtpu that belongs to the installed jax, and what reads gs://, where a TPU's runs live;
+        # "cuda" the CUDA libraries, no toolkit needed.
         "cuda": ["jax[cuda13]"],
-        "tpu": ["jax[tpu]"],
+        "tpu": ["jax[tpu]", "etils[epath-gcs]>=1.10"],
         "hf": ["tokenizers>=0.21", "jinja2>=3.1.6", "datasets>=3.0"],
         "serve": ["starlette>=0.40", "uvicorn>=0.30"],
         "report": ["matplotlib>=3.9", "tensorboardX>=2.6"],

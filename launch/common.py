@@ -11,8 +11,11 @@ from jaxlm.config import UserError
 from jaxlm.run import exits
 
 
-def run(main) -> None:
-    """Runs `main()` under absl. Bad flags, `UserError`, and runs that stopped or diverged end in one line on stderr."""
+def run(main, takes_command: bool = False) -> None:
+    """Runs `main()` under absl. Bad flags, `UserError`, and runs that stopped or diverged end in one line on stderr.
+
+    takes_command: `main(words)` is given the words behind `--`, the command of another program.
+    """
 
     def parse(argv):
         try:
@@ -24,10 +27,11 @@ def run(main) -> None:
             sys.exit(0)
 
     def guarded(argv):
-        if len(argv) > 1:
-            fail(f"unexpected argument {argv[1]!r}: every option is --name=value (see --help)")
+        words = argv[1:]
+        if words and not takes_command:
+            fail(f"unexpected argument {words[0]!r}: every option is --name=value (see --help)")
         try:
-            code = main()
+            code = main(words) if takes_command else main()
             sys.stdout.flush()
             if code == exits.EXIT_PREEMPTED:
                 raise exits.Stopped

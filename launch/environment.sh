@@ -1,7 +1,8 @@
-# Sourced by quickstart.sh and test.sh: makes or reuses the environment, then $python is its interpreter.
+# Sourced by quickstart.sh, test.sh and worker.sh: makes or reuses the environment, then $python is its interpreter.
 # The caller stands in the project's root.
 # JAXLM_VENV: where the environment stands (default: .venv in the project's root).
 # JAXLM_PYTHON: the interpreter to build it from (default: the newest of python3.12, python3.11, python3 that runs).
+# JAXLM_EXTRAS: what is installed beside jaxlm, as setup.py names it (default: dev,report).
 # shellcheck shell=bash
 
 fail() {
@@ -39,12 +40,12 @@ identity() {
 }
 
 make_environment() {
-  local root="$1" base venv stamp wanted
+  local root="$1" extras="${JAXLM_EXTRAS:-dev,report}" base venv stamp wanted
   venv="${JAXLM_VENV:-$root/.venv}"
   stamp="$venv/jaxlm.stamp"
   base="$(find_python)" || exit $?
   python="$venv/bin/python"
-  wanted="$(identity "$base") $root $("$base" -c 'import hashlib, sys
+  wanted="$(identity "$base") $root $extras $("$base" -c 'import hashlib, sys
 print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' "$root/setup.py")"
   if [ -x "$python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] && "$python" -c '' 2>/dev/null; then
     return
@@ -64,6 +65,6 @@ print(hashlib.sha256(open(sys.argv[1], "rb").read()).hexdigest())' "$root/setup.
     { mkdir -p "$venv" && : >"$stamp" && "$base" -m venv "$venv"; } || fail "could not make an environment in $venv"
   fi
   "$python" -m pip install --quiet --disable-pip-version-check --no-input --progress-bar off \
-    --editable ".[dev,report]" || fail "pip could not install jaxlm into $venv; its message stands above"
+    --editable ".[$extras]" || fail "pip could not install jaxlm into $venv; its message stands above"
   printf '%s\n' "$wanted" >"$stamp"
 }

@@ -23,7 +23,7 @@ from absl import flags
 
 import experiments  # noqa: F401  registers definitions and edits
 from jaxlm import config
-from jaxlm.run import exits, rl
+from jaxlm.run import exits, processes, rl
 from launch import common
 
 EXPERIMENT = flags.DEFINE_string("experiment", None, "Name of the definition; --list shows them.")
@@ -51,6 +51,7 @@ def main() -> int:
         return exits.EXIT_DONE
     if WORKDIR.value is None:
         raise config.UserError("--workdir=DIR is missing: the folder that is to hold the run")
+    processes.join()
     return rl.run(e, WORKDIR.value, base)
 
 
