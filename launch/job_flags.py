@@ -15,7 +15,9 @@ ENV = flags.DEFINE_multi_string(
     "env", [], "NAME=VALUE for the job's environment, or NAME alone: a secret, taken from here and never shown."
 )
 MAX_PREEMPTIONS = flags.DEFINE_integer("max_preemptions", 100, "Starts again after so many preemptions.")
-MAX_FAILURES = flags.DEFINE_integer("max_failures", None, "Starts again after so many failures; bad input is none.")
+MAX_FAILURES = flags.DEFINE_integer(
+    "max_failures", None, "Starts again after so many failures; default: 3, in launch.local 0."
+)
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print exactly what would be run, and run nothing.")
 
 
