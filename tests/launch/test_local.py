@@ -40,11 +40,12 @@ def test_failures_and_preemptions_are_limited_apart(monkeypatch, capfd):
     assert "failed 2 times, --max_failures=1" in capfd.readouterr().out
 
 
-def test_a_signal_to_the_launcher_saves_and_does_not_start_again():
+def test_a_signal_to_the_launcher_saves_and_does_not_start_again(tmp_path):
     """The launcher is told to stop: all processes save, and it ends with 42."""
     code = (
         "import sys; from launch import common, local, job_flags; from launch.job import Job, Processes\n"
-        "job = Job('local', ('tests.launch.dying',), Processes(2), (('DYING', 'save,save'),))\n"
+        f"env = (('DYING', 'save,save'), ('READY', {str(tmp_path)!r}))\n"
+        "job = Job('local', ('tests.launch.dying',), Processes(2), env)\n"
         "job_flags.job = lambda *a, **k: job\n"
         "sys.argv = ['local', '--processes=2']\n"
         "common.run(local.main, takes_command=True)\n"
@@ -52,8 +53,7 @@ def test_a_signal_to_the_launcher_saves_and_does_not_start_again():
     launcher = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    assert launcher.stdout.readline() == "ready\n"  # process 0 is; the other may not be, and then dies of the signal
-    time.sleep(1)
+    assert launcher.stdout.readline() == "ready\n"
     launcher.send_signal(signal.SIGTERM)
     _, err = launcher.communicate(timeout=60)
     assert launcher.returncode == 42, err

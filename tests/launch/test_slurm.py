@@ -44,6 +44,13 @@ def run(cluster, monkeypatch, job=JOB) -> tuple[int, int, str]:
             return process.returncode, starts, said
 
 
+def saves_after(cluster, file: str) -> None:
+    """What hangs saves as soon as `file` has something in it."""
+    program = (cluster / "bin" / "job").read_text()
+    waits = f"until [ -s {file} ]; do sleep 0.02; done; exit 42"
+    (cluster / "bin" / "job").write_text(program.replace("exec sleep 60", waits, 1))
+
+
 def test_preempted_twice_then_done(cluster, monkeypatch):
     stubs.does(cluster, task_0="42 42 0", task_1="42 42 0")
     code, starts, _ = run(cluster, monkeypatch, dataclasses.replace(JOB, max_failures=0, max_preemptions=2))
@@ -71,21 +78,20 @@ def test_limits_are_counted_apart(cluster, monkeypatch, does, limits, expected):
 def test_the_first_task_to_end_badly_decides(cluster, monkeypatch):
     """One diverges, and srun's signal makes the other one save and say 42, the greater number."""
     stubs.does(cluster, task_0="3", task_1="hang")
-    program = (cluster / "bin" / "job").read_text()
-    (cluster / "bin" / "job").write_text(program.replace("exec sleep 60", "sleep 2; exit 42"))
+    saves_after(cluster, "runs/slurm/a-123.first")
     assert run(cluster, monkeypatch)[:2] == (3, 1)
 
 
 def test_a_cancelled_job_does_not_put_itself_back(cluster, monkeypatch):
     monkeypatch.setenv("SLURM_JOB_ID", "123")
     stubs.does(cluster, task_0="hang", task_1="hang")
-    program = (cluster / "bin" / "job").read_text()
-    (cluster / "bin" / "job").write_text(program.replace("exec sleep 60", "sleep 2; exit 42"))
+    saves_after(cluster, "told")
     process = script(cluster)
     deadline = time.monotonic() + 30
     while not (cluster / "environment.task-0").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGTERM)
+    (cluster / "told").write_text("yes")
     process.communicate(timeout=60)
     assert process.returncode == 42 and not stubs.calls(cluster, "scontrol")
 
