@@ -51,8 +51,8 @@ def main() -> int:
         return exits.EXIT_DONE
     if WORKDIR.value is None:
         raise config.UserError("--workdir=DIR is missing: the folder that is to hold the run")
-    processes.join()
-    return rl.run(e, WORKDIR.value, base)
+    with processes.joined():
+        return rl.run(e, WORKDIR.value, base)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ On a TPU VM, on GKE and under Slurm's srun jax asks the system. Elsewhere three 
 these a run is one process.
 """
 
+import atexit
 import contextlib
 import glob
 import importlib.util
@@ -16,6 +17,7 @@ from collections.abc import Mapping
 import jax
 
 from jaxlm.config import UserError
+from jaxlm.run import exits
 
 VARIABLES = ("JAXLM_COORDINATOR", "JAXLM_PROCESSES", "JAXLM_PROCESS")
 LOOPBACK = ("127.0.0.1", "localhost")
@@ -62,9 +64,29 @@ def hint(text: str, seconds: float = HINT_AFTER):
         timer.cancel()
 
 
-def join(environ: Mapping[str, str] | None = None) -> None:
-    """Makes this process one of its run's, if there are several; to be called before anything else of jax."""
-    environ = os.environ if environ is None else environ
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@contextlib.contextmanager
+def joined(environ: Mapping[str, str] | None = None):
+    """Makes this process one of its run's, if there are several; to be entered before anything else of jax.
+
+    When what is inside raises, this process ends as soon as the error has been told. In the usual order jax would first
+    wait for the others, for minutes, while they wait for what this one was to compute.
+    """
+    join(os.environ if environ is None else environ)
+    try:
+        yield
+    except BaseException as e:
+        if jax.process_count() > 1:
+            atexit.register(_leave, exits.code_of(e))  # the last to be registered is the first to be called
+        raise
+
+
+def join(environ: Mapping[str, str]) -> None:
     found = described(environ)
     if found is None and not on_cluster(environ):
         return
