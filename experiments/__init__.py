@@ -1,5 +1,5 @@
 """Definitions and edits. Importing the package registers them all."""
 
-from experiments import distill, edits, preference, pretrain, reward, rl, sft, shakespeare, sizes
+from experiments import distill, edits, pod, preference, pretrain, reward, rl, sft, shakespeare, sizes
 
-__all__ = ["distill", "edits", "preference", "pretrain", "reward", "rl", "sft", "shakespeare", "sizes"]
+__all__ = ["distill", "edits", "pod", "preference", "pretrain", "reward", "rl", "sft", "shakespeare", "sizes"]

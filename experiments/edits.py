@@ -9,6 +9,7 @@ from jaxlm.nn.transformer import FanInInit, LayerNorm, ModelConfig, RMSNorm, Rop
 from jaxlm.optim.optimizers import AdamW, Muon
 from jaxlm.optim.schedules import Linear
 from jaxlm.run.experiment import Experiment
+from jaxlm.sharding import MeshConfig
 
 
 def _own_model(e: Experiment) -> ModelConfig:
@@ -69,6 +70,24 @@ def untied(e: Experiment) -> Experiment:
 def short_conv(e: Experiment) -> Experiment:
     """A causal depthwise convolution of 4 taps added to each sublayer's input."""
     return override(e, {"model.short_conv": 4})
+
+
+@edit
+def fsdp(e: Experiment) -> Experiment:
+    """Parameters, gradients and optimizer state spread over all devices, which also share the batch (ZeRO-3)."""
+    return override(e, {"mesh": MeshConfig()})
+
+
+@edit
+def fsdp_tensor(e: Experiment) -> Experiment:
+    """The same, and every layer's heads and hidden width cut over 8 neighboring devices (arXiv:1909.08053)."""
+    return override(e, {"mesh": MeshConfig(tensor=8)})
+
+
+@edit
+def context(e: Experiment) -> Experiment:
+    """The same as fsdp, and every row's tokens cut over 4 neighboring devices, for long contexts."""
+    return override(e, {"mesh": MeshConfig(context=4)})
 
 
 @edit

@@ -1,7 +1,7 @@
 """The ladder of model sizes, from a laptop to a pod, all of one family: RMSNorm, rotary positions, gated SiLU.
 
 The names count parameters at the vocabulary that the rung is meant for; up to 1.3 B the shapes are GPT-2's and GPT-3's
-(arXiv:2005.14165, table 2.1), the two largest are Llama's (arXiv:2302.13971, arXiv:2407.21783).
+(arXiv:2005.14165, table 2.1), the largest three are Llama's (arXiv:2302.13971, arXiv:2407.21783).
 """
 
 from dataclasses import replace
@@ -19,6 +19,16 @@ SIZES = {
     "350m": ModelConfig(layers=24, width=1024, heads=16, tied=True, precision=BF16),
     "1.3b": ModelConfig(layers=24, width=2048, heads=16, tied=True, precision=BF16, remat="dots"),
     "7b": ModelConfig(layers=32, width=4096, heads=32, hidden=11008, precision=BF16, remat="full"),
+    "8b": ModelConfig(
+        layers=32,
+        width=4096,
+        heads=32,
+        kv_heads=8,
+        hidden=14336,
+        positions=Rope(theta=5e5),
+        precision=BF16,
+        remat="full",
+    ),
     "70b": ModelConfig(
         layers=80,
         width=8192,
@@ -30,7 +40,7 @@ SIZES = {
         remat="full",
     ),
 }
-SIZES = {name: replace(m, init=FanInInit()) if name in ("7b", "70b") else m for name, m in SIZES.items()}
+SIZES = {name: replace(m, init=FanInInit()) if name in ("7b", "8b", "70b") else m for name, m in SIZES.items()}
 
 
 def gpt2(model: ModelConfig, context: int, bias: bool = True) -> ModelConfig:

@@ -64,7 +64,11 @@ def _lookup(registry: dict[str, Callable], kind: str, name: str) -> Callable:
 
 def resolve(name: str, edits: Iterable[str] = (), sets: Iterable[str] = ()):
     """The definition `name` after its edits, then its `path=value` settings, each in the order given."""
-    cfg = _lookup(EXPERIMENTS, "experiment", name)()
+    return changed(_lookup(EXPERIMENTS, "experiment", name)(), name, edits, sets)
+
+
+def changed(cfg, name: str, edits: Iterable[str], sets: Iterable[str]):
+    """A definition after edits and settings; `name` is what errors call it."""
     for e in edits:
         fn = _lookup(EDITS, "edit", e)
         try:

@@ -6,6 +6,7 @@ Mesh axes are Auto: shardings are given at the jit boundary, with a few constrai
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -44,8 +45,17 @@ class MeshConfig:
 
 
 def make_mesh(cfg: MeshConfig, devices=None) -> Mesh:
-    """A mesh over `devices` (default: all). Fewer than all may be used, never more, or `UserError`."""
+    """A mesh over `devices` (default: all). Fewer than all may be used, never more, or `UserError`.
+
+    Of several TPU slices, each holds a part of `replica`: no other axis crosses the slow network between them.
+    """
     devices = list(jax.devices() if devices is None else devices)
+    if len(parts := _slices(devices)) > 1:
+        if cfg.replica % len(parts):
+            raise UserError(f"mesh.replica {cfg.replica} must be a multiple of the {len(parts)} slices")
+        one = dataclasses.replace(cfg, replica=cfg.replica // len(parts))
+        whole = np.concatenate([make_mesh(one, part).devices for part in parts])
+        return Mesh(whole, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     others = cfg.replica * cfg.tensor * cfg.context
     fsdp = cfg.fsdp if cfg.fsdp is not None else len(devices) // others
     shape = (cfg.replica, fsdp, cfg.tensor, cfg.context)
@@ -55,6 +65,14 @@ def make_mesh(cfg: MeshConfig, devices=None) -> Mesh:
     if len(devices) == used:
         return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
     return Mesh(np.array(devices[:used]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _slices(devices: list) -> list[list]:
+    """TPU devices by their slice; others are one."""
+    slices: dict[int, list] = {}
+    for d in devices:
+        slices.setdefault((getattr(d, "slice_index", None) or 0) if d.platform == "tpu" else 0, []).append(d)
+    return [slices[i] for i in sorted(slices)]
 
 
 def partition_spec(axes: tuple[str | None, ...], mesh, shape: tuple[int, ...] | None = None) -> PartitionSpec:
@@ -95,3 +113,31 @@ def constrain(x, axes: tuple[str | None, ...]):
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, mesh, x.shape))
+
+
+def platform() -> str:
+    """Of the devices that what is traced here will run on: those of the mesh, without one the default ones."""
+    device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+    return jax.default_backend() if device is None else device.platform
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Program:
+    """A jitted function under its mesh, with its last arguments given: to be called, or lowered for shapes alone."""
+
+    jitted: Callable
+    mesh: Mesh
+    rest: tuple = ()
+
+    def __call__(self, *args):
+        with jax.set_mesh(self.mesh):
+            return self.jitted(*args, *self.rest)
+
+    def lower(self, *args) -> jax.stages.Lowered:
+        """Of `jax.ShapeDtypeStruct`s with their shardings. Of the arguments given, too, only the shapes count."""
+        with jax.set_mesh(self.mesh):
+            return self.jitted.lower(*args, *jax.tree.map(_described, self.rest))
+
+
+def _described(x):
+    return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, jax.Array) else x

@@ -119,6 +119,21 @@ def _global(local: Trajectory, rows: np.ndarray, batch_size: int, sharding: Shar
     return jax.tree.map(make, local)
 
 
+def described(batch_size: int, width: int, answers: int, mesh: Mesh) -> Trajectory:
+    """Shapes, dtypes and shardings of a global batch. width: tokens of a row; answers: that a row holds at most, or 0
+    where rows are no ranked answers."""
+    where = _batch_sharding(mesh, batch_size)
+
+    def one(dtype, *shape):
+        return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=where)
+
+    out = {name: one(np.int32, width) for name in ("tokens", "positions", "segments")} | {"source": one(np.int32)}
+    out["loss_mask"] = one(np.bool_, width)
+    if answers:
+        out |= {name: one(np.int32, answers) for name in ("prompt_id", "rank")}
+    return Trajectory(**out)
+
+
 class Loader:
     """Training batches, read ahead by a thread.
 

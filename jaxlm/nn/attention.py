@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxlm.config import UserError
 from jaxlm.nn.blockwise import MASKED
 from jaxlm.nn.blockwise import blockwise as in_blocks
+from jaxlm.sharding import platform
 
 CPU_BLOCKWISE_FROM = 256  # queries from which making scores block by block is faster on CPU
 MOST_SCORES = 2**31  # bytes of scores per device above which other devices make them block by block
@@ -48,7 +49,7 @@ def choose(q_BTHC, k_BSKC, rule: Rule, implementation: str = "auto") -> str:
         return implementation
     if cudnn_refuses(q_BTHC, k_BSKC, rule) is None:
         return "cudnn"
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         return "blockwise" if q_BTHC.shape[1] >= CPU_BLOCKWISE_FROM else "plain"
     B, T, H, _ = q_BTHC.shape
     mesh = jax.sharding.get_abstract_mesh()
@@ -100,7 +101,7 @@ def plain(q_BTHC, k_BSKC, v_BSKC, queries, keys, rule: Rule):
 
 def blockwise(q_BTHC, k_BSKC, v_BSKC, queries, keys, rule: Rule, block: int | None = None):
     """Block by block, in loops (blockwise.py): memory independent of T * S."""
-    block = block or (64 if jax.default_backend() == "cpu" else 512)
+    block = block or (64 if platform() == "cpu" else 512)
     return in_blocks(q_BTHC, k_BSKC, v_BSKC, queries, keys, rule, mask_BTS, block)
 
 

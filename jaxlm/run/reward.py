@@ -91,10 +91,16 @@ def write_scale(e, mesh, params, valid: dict, workdir, step: int) -> None:
 
 # -------------------------------------------------------------------------------------------------------- the scores
 @functools.partial(jax.jit, static_argnames=("cfg",))
-def _last(cfg, params, tokens_BT, lengths_B):
+def last_rewards(cfg, params, tokens_BT, lengths_B):
+    """[B]: the raw reward at the last token of right-padded rows."""
     positions_BT, segments_BT = layout(tokens_BT, lengths_B)
     rewards_BT = heads.scalars(cfg, params, "reward", tokens_BT, positions_BT, segments_BT)
     return masked.at_last(rewards_BT, segments_BT > 0, segments_BT, 1)[:, 0]
+
+
+def rows_at_once(mesh) -> int:
+    """A multiple of `ROWS` that a mesh can spread."""
+    return ROWS if mesh is None else math.lcm(ROWS, mesh.shape["replica"] * mesh.shape["fsdp"])
 
 
 def raw_scores(run: Run, sequences: Sequence[Sequence[int]], mesh=None) -> list[float]:
@@ -106,7 +112,7 @@ def raw_scores(run: Run, sequences: Sequence[Sequence[int]], mesh=None) -> list[
         if not sequence:
             raise UserError("there is nothing to score in a sequence without tokens")
         by_length.setdefault(bucket(len(sequence), MIN_PROMPT_BUCKET), []).append(i)
-    rows = ROWS if mesh is None else math.lcm(ROWS, mesh.shape["replica"] * mesh.shape["fsdp"])
+    rows = rows_at_once(mesh)
     for T, members in sorted(by_length.items()):
         for first in range(0, len(members), rows):
             tokens_BT, lengths_B = np.zeros((rows, T), np.int32), np.zeros(rows, np.int32)
@@ -114,7 +120,7 @@ def raw_scores(run: Run, sequences: Sequence[Sequence[int]], mesh=None) -> list[
                 lengths_B[b] = len(sequences[i])
                 tokens_BT[b, : lengths_B[b]] = sequences[i]
             with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-                scores = np.asarray(_last(run.model, run.params, jnp.asarray(tokens_BT), jnp.asarray(lengths_B)))
+                scores = np.asarray(last_rewards(run.model, run.params, jnp.asarray(tokens_BT), jnp.asarray(lengths_B)))
             for i, score in zip(members[first : first + rows], scores.tolist()):
                 out[i] = score
     return out

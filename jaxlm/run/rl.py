@@ -102,6 +102,11 @@ def begin(e: Experiment, mesh, records: dict) -> RLState:
     return learn.begin(s, _critic(e, mesh, records)[1], coefficient, _scalars(mesh))
 
 
+def learner(e: Experiment, critic_model, mesh) -> Learner:
+    """The programs that learn from what was sampled."""
+    return Learner(e.objective, e.model, e.lora, e.optimizer, critic_model, e.train, e.data.context + 1, e.seed, mesh)
+
+
 # -------------------------------------------------------------------------------------------------------- the rewards
 class Scoring:
     """Rewards of a run: the task's own verdict, asked once a sample, and the sum of parts that is maximized."""
@@ -171,9 +176,7 @@ class Trainer:
         self.sampler = Sampler(
             e.model, tokenizer, e.data.context, self.p.max_tokens, self.tools, self.p.max_calls, self.p.slots, mesh
         )
-        self.learner = Learner(
-            self.p, e.model, e.lora, e.optimizer, critic_model, e.train, e.data.context + 1, e.seed, mesh
-        )
+        self.learner = learner(e, critic_model, mesh)
         self._merge = jax.jit(functools.partial(lora.merge, e.lora))
 
     def acting(self, s: RLState):

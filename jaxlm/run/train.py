@@ -84,7 +84,7 @@ def _reference_of(reference, params, frozen):
     return reference[0], params | {"adapters": {}} if frozen is None else frozen
 
 
-def step_function(e: Experiment, mesh, reference=None):
+def step_function(e: Experiment, mesh, reference=None) -> sharding.Program:
     """The jitted, donated (state, batch) -> (state, metrics) of an experiment, on a mesh.
 
     Float settings of optimizer and objective enter as arrays: runs that differ in them alone share one compiled
@@ -106,12 +106,7 @@ def step_function(e: Experiment, mesh, reference=None):
 
     jitted = jax.jit(one, donate_argnums=0, out_shardings=(shardings, whole))
     frozen = None if reference is None else reference[1]
-
-    def call(s, batch):
-        with jax.set_mesh(mesh):
-            return jitted(s, batch, frozen, hyper, floats, e.train.steps, e.seed)
-
-    return call
+    return sharding.Program(jitted, mesh, (frozen, hyper, floats, e.train.steps, e.seed))
 
 
 def evaluate_function(e: Experiment, mesh, tokenizer, valid: dict, reference=None):

@@ -60,6 +60,26 @@ def bucket(n: int, smallest: int = 1) -> int:
     return max(smallest, 1 << max(0, n - 1).bit_length())
 
 
+def slots_for(prompts: int, slots: int | None) -> int:
+    """How many slots decode so many prompts, where so many are asked for."""
+    return bucket(min(prompts, MAX_SLOTS)) if slots is None else bucket(slots)
+
+
+def group_rows(B: int) -> int:
+    """Rows of a prefill for B slots."""
+    return max(1, B // 4)
+
+
+def sizes(longest: int, stops: int, whole: int) -> dict[str, int]:
+    """Shapes of the slots for completions of `longest` tokens at most and so many stop ids. whole: the most tokens of
+    a prompt with its completion."""
+    return {
+        "N": bucket(longest, MIN_TOKENS_BUCKET),
+        "S": bucket(stops, MIN_STOPS_BUCKET),
+        "capacity": bucket(whole, MIN_CAPACITY),
+    }
+
+
 def _settings(cfg: ModelConfig, tokenizer, rows: Sequence[Request], G: int, S: int) -> device.Settings:
     """The requests' settings as G rows; those beyond the requests are never read."""
     column = lambda values, dtype: np.array(values + [0] * (G - len(rows)), dtype)  # noqa: E731
@@ -145,13 +165,10 @@ def generate(
     queue = requests.make_requests(cfg, tokenizer, prompts, sampling, sample_ids)
     if not queue:
         return []
-    B = bucket(min(len(queue), MAX_SLOTS)) if slots is None else bucket(slots)
+    B = slots_for(len(queue), slots)
     longest = [r.longest(0 if respond is None else r.sampling.max_forced) for r in queue]
-    shapes = {
-        "N": bucket(max(longest), MIN_TOKENS_BUCKET),
-        "S": bucket(max(len(r.stops) for r in queue), MIN_STOPS_BUCKET),
-        "capacity": bucket(max(len(r.prompt) + n for r, n in zip(queue, longest)), MIN_CAPACITY),
-    }
+    whole = max(len(r.prompt) + n for r, n in zip(queue, longest))
+    shapes = sizes(max(longest), max(len(r.stops) for r in queue), whole)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         state = device.empty(cfg, B, **shapes)
         return _run(cfg, params, tokenizer, queue, state, respond, on_tokens, chunk)
@@ -159,7 +176,7 @@ def generate(
 
 def _run(cfg, params, tokenizer, queue: list[Request], state: device.Slots, respond, on_tokens, chunk: int):
     B, N = state.ids_BN.shape
-    G = max(1, B // 4)
+    G = group_rows(B)
     # Those that may run longest go first, so that few slots are idle in the end.
     waiting = collections.deque(sorted(queue, key=lambda r: -r.sampling.max_tokens))
     held: list[Request | None] = [None] * B

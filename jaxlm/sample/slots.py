@@ -18,7 +18,7 @@ from jaxlm import rng
 from jaxlm.nn.cache import cache_specs
 from jaxlm.nn.transformer import ModelConfig, apply, clear, init_cache, padded_vocab, unembed
 from jaxlm.sample.logits import sample
-from jaxlm.sharding import constrain
+from jaxlm.sharding import constrain, replicated, tree_shardings
 
 
 @flax.struct.dataclass
@@ -81,6 +81,14 @@ def empty(cfg: ModelConfig, B: int, N: int, S: int, capacity: int) -> Slots:
         logprobs_BN=jnp.zeros((B, N), jnp.float32),
     )
     return _spread(cfg, slots)
+
+
+def described(cfg: ModelConfig, mesh, B: int, N: int, S: int, capacity: int) -> Slots:
+    """Shapes, dtypes and shardings of the slots under a mesh, without making them."""
+    slots = jax.eval_shape(functools.partial(empty, cfg, B, N, S, capacity))
+    whole = jax.tree.map(lambda _: replicated(mesh), slots.replace(cache=()))
+    where = whole.replace(cache=tree_shardings(mesh, cache_specs(cfg), slots.cache))
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), slots, where)
 
 
 def layout(tokens_BT: jax.Array, lengths_B: jax.Array, start_B: jax.Array | None = None):

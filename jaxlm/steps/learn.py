@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 from jaxlm import config, masked, sharding
+from jaxlm.data.trajectory import Trajectory
 from jaxlm.nn import heads, lora
 from jaxlm.rl import advantage, kl, rewards
 from jaxlm.rl.advantage import Gae
@@ -104,6 +105,13 @@ class Learner:
         return self.objective.epochs * self.objective.minibatches
 
     @property
+    def needs_old(self) -> bool:
+        """Whether log-probabilities by the policy as it was before the updates are made, and values of its own head."""
+        p = self.objective
+        shared = isinstance(p.critic, ValueHead)
+        return self.updates > 1 or p.kl is not None or p.loss.importance_cap is not None or shared
+
+    @property
     def shards(self) -> int:
         return self.mesh.shape["replica"] * self.mesh.shape["fsdp"]
 
@@ -172,7 +180,7 @@ class Learner:
 
         hyper = _floats(optimizer)
         total = self.train.steps * self.updates
-        return lambda s, batch: one(s, batch, floats, hyper, total, self.seed)
+        return sharding.Program(one, self.mesh, (floats, hyper, total, self.seed))
 
 
 def _floats(node) -> dict:
@@ -194,6 +202,20 @@ def _whiten(x, mask, keep_mean=False):
 def _gae(r, values, mask, segments, gamma, lam):
     advantages, returns = advantage.gae(r, values, mask, segments, gamma, lam)
     return advantages, returns, advantage.explained_variance(values, returns, mask)
+
+
+def described(learner: Learner, rows: int, credited: bool) -> Trajectory:
+    """Shapes, dtypes and shardings of so many rows, as sampled, or with what `credit` adds for the updates."""
+    p = learner.objective
+    types = {"tokens": np.int32, "positions": np.int32, "segments": np.int32, "sampled_by_policy": np.bool_}
+    floats = ["rollout_logprobs", "temperature"]
+    if credited:
+        floats += ["advantages", *(["old_logprobs"] if learner.needs_old else [])]
+        floats += ["ref_logprobs"] if p.loss.kl is not None else []
+        floats += ["values", "returns"] if isinstance(p.loss.advantage, Gae) else []
+    where = sharding.sharding_for(learner.mesh, ("batch", None))
+    types |= dict.fromkeys(floats, np.float32)
+    return Trajectory(**{k: jax.ShapeDtypeStruct((rows, learner.width), t, sharding=where) for k, t in types.items()})
 
 
 # -------------------------------------------------------------------------------------------------------- the phases
@@ -251,8 +273,7 @@ def credit(
 
     with jax.set_mesh(mesh):
         old, values, ref = batch.rollout_logprobs, None, None
-        shared = isinstance(p.critic, ValueHead)
-        if learner.updates > 1 or p.kl is not None or p.loss.importance_cap is not None or shared:
+        if learner.needs_old:
             old, values = _rows_scored(learner.score, s.params, batch, at_once, mesh)
             keep("old_logprobs", old)
         if reference is not None:
