@@ -18,7 +18,7 @@ Printed for each, and saved by --out=DIR (table.txt, compile.json):
   donation       what is updated in place; anything less than all of it doubles the state
   collectives    by mesh axis, as the compiled program has them, beside the least that the scheme needs
   FLOPs          by the 6N + 12LDT convention, and what remat makes again
-  roofline       seconds at least (everything overlaps) and at most (the network never does), with the assumptions
+  roofline       seconds at least and at most (no collective overlaps with computation), with the assumptions
 
 A definition that leaves its model to a parent takes --model=SIZE (experiments/sizes.py), and where no tokenizer says
 the vocabulary, --set=model.vocab_size=N; a reward model or critic that is not there yet is taken to be of that size.
@@ -37,7 +37,6 @@ Exit codes: 0 every stage fits; 1 one does not; 2 bad definition or input.
 
 import dataclasses
 import importlib.metadata
-import json
 import time
 
 import jax
@@ -96,10 +95,15 @@ def versions() -> dict[str, str]:
 
 
 class Report:
-    """What is printed, kept for --out."""
+    """What is printed, kept for --out together with `about`. Saved as it grows: what has been compiled stays."""
 
-    def __init__(self):
+    def __init__(self, about: dict):
         self.lines: list[str] = []
+        self.about, self.began = about, time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
 
     def say(self, text: str) -> None:
         print(text, flush=True)
@@ -110,7 +114,7 @@ class Report:
             return
         root = storage.make_dir(OUT.value)
         storage.write_text(root / "table.txt", "".join(f"{line}\n" for line in self.lines))
-        storage.write_text(root / "compile.json", json.dumps(result, indent=1) + "\n")
+        storage.write_json(root / "compile.json", self.about | {"seconds": self.seconds} | result)
 
 
 def compile_one(stage: pod.Stage, e, t: topology.Topology, mesh) -> tuple[dict, list[str]]:
@@ -119,7 +123,7 @@ def compile_one(stage: pod.Stage, e, t: topology.Topology, mesh) -> tuple[dict, 
     def keep(text: str) -> None:
         storage.write_text(storage.make_dir(OUT.value) / f"{stage.name}.hlo.txt", text)
 
-    r = compiled.measure(stage, t, mesh, keep if KEEP_HLO.value and OUT.value else None)
+    r = compiled.measure(stage, t, mesh, keep if KEEP_HLO.value else None)
     return r, compiled.advice(r, stage.work, dict(mesh.shape), e.model.precision.moments)
 
 
@@ -134,6 +138,7 @@ def compile_stages(e, t: topology.Topology, devices: list, report: Report) -> di
         r, tips = compile_one(stage, e, t, mesh)
         records.append(r | {"advice": tips})
         report.say("\n" + compiled.as_text(r, tips))
+        report.save({"mesh": dict(mesh.shape), "stages": records})
     return {"mesh": dict(mesh.shape), "stages": records}
 
 
@@ -167,19 +172,20 @@ def search_schemes(e, t: topology.Topology, devices: list, report: Report) -> di
 
 def main() -> int:
     jax.config.update("jax_platforms", "cpu")  # a TPU or GPU that this machine has is left alone
-    e, t = definition(), topology.parse(TOPOLOGY.value or "", SLICES.value)
-    report, began = Report(), time.perf_counter()
+    if KEEP_HLO.value and OUT.value is None:
+        raise UserError("--keep_hlo keeps the programs' text in --out=DIR, which is missing")
+    e, t = definition(), topology.parse(TOPOLOGY.value, SLICES.value)
     devices = topology.devices(t)
     found = versions()
+    about = {"experiment": config.to_dict(e), "topology": dataclasses.asdict(t), "versions": found}
+    report = Report(about | {"assumptions": roofline.ASSUMPTIONS})
     report.say(f"{EXPERIMENT.value} on {t.about}; " + ", ".join(f"{k} {v}" for k, v in found.items()))
-    work = search_schemes if SEARCH.value else compile_stages
-    result = work(e, t, devices, report)
+    result = (search_schemes if SEARCH.value else compile_stages)(e, t, devices, report)
     too_large = [r["stage"] for r in result["stages"] if not r["fits"]]
-    report.say("\nassumed: " + "; ".join(roofline.ASSUMPTIONS))
-    seconds = time.perf_counter() - began
-    report.say(f"{'does not fit: ' + ', '.join(too_large) if too_large else 'everything fits'}; {seconds:.0f} s in all")
-    about = {"experiment": config.to_dict(e), "topology": dataclasses.asdict(t), "versions": found, "seconds": seconds}
-    report.save(about | {"assumptions": roofline.ASSUMPTIONS} | result)
+    report.say("\nassumed:\n" + "\n".join(f"  - {a}" for a in roofline.ASSUMPTIONS))
+    verdict = f"does not fit: {', '.join(too_large)}" if too_large else "everything fits"
+    report.say(f"{verdict}; {report.seconds:.0f} s in all")
+    report.save(result)
     return EXIT_TOO_LARGE if too_large else exits.EXIT_DONE
 
 

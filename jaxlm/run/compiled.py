@@ -62,6 +62,7 @@ def record(stage: Stage, t: Topology, mesh, text: str, memory, refused: str | No
     state = device_bytes(stage.donated)
     bytes_moved = roofline.hbm_bytes(work, sizes, state if work.update else 0.0)
     network = sum(row["seconds"] for row in found)
+    waiting = network - sum(row["overlapping_seconds"] for row in found)
     return {
         "stage": stage.name,
         "about": stage.about,
@@ -78,7 +79,7 @@ def record(stage: Stage, t: Topology, mesh, text: str, memory, refused: str | No
         "layers": work.model.layers,
         "flops": {"model": work.flops, "recomputed": work.recomputed},
         "hbm_traffic": bytes_moved,
-        "estimate": dataclasses.asdict(roofline.estimate(work, t.chip, mesh.size, bytes_moved, network)),
+        "estimate": dataclasses.asdict(roofline.estimate(work, t.chip, mesh.size, bytes_moved, network, waiting)),
     }
 
 
@@ -93,8 +94,9 @@ def asked_for(message: str, given: int) -> int:
 
 
 def moved(found: list[hlo.Collective], work: Work, mesh, t: Topology) -> list[dict]:
-    """The collectives of a program by mesh axes and kind, the largest first: how often and how many bytes a device
-    receives, for one layer and for all outside the layers, and the seconds that they take in all."""
+    """The collectives of a program by mesh axes and kind, the slowest first: how often, and how many bytes a device
+    receives, for one layer and for all outside the layers; the seconds that they take in all, and those of them in
+    which computation may go on."""
     rows: dict[tuple, dict] = {}
     devices, layers = list(mesh.devices.flat), work.model.layers
     turns = layers // len(work.model.slots)
@@ -105,12 +107,14 @@ def moved(found: list[hlo.Collective], work: Work, mesh, t: Topology) -> list[di
         where, share = ("layer", layers) if inside else ("outside", 1)
         row[f"{where}_count"] += c.times / share
         row[f"{where}_bytes"] += c.times * c.bytes / share
-        row["seconds"] += c.times * c.bytes / roofline.bandwidth(c.group, devices, t.chip, t.shape)
+        seconds = c.times * c.bytes / roofline.bandwidth(c.group, devices, t.chip, t.shape)
+        row["seconds"] += seconds
+        row["overlapping_seconds"] += seconds * c.overlaps
     out = [{"axes": axes, "op": op, **{k: row[k] for k in FIELDS}} for (axes, op), row in rows.items()]
     return sorted(out, key=lambda row: -row["seconds"])
 
 
-FIELDS = ("layer_count", "layer_bytes", "outside_count", "outside_bytes", "seconds")
+FIELDS = ("layer_count", "layer_bytes", "outside_count", "outside_bytes", "seconds", "overlapping_seconds")
 
 
 # ------------------------------------------------------------------------------------------------------- the advice
@@ -143,7 +147,10 @@ def advice(r: dict, work: Work, mesh: dict[str, int], moments: str = "float32") 
         if moments == "float32" and held["optimizer"]:
             say("--set=model.precision.moments=bfloat16 (Adam's first moment)", r["total"] - held["optimizer"] / 2)
     if held["cache"] and held["cache"] + temporaries > 0.2 * hbm:
-        say("half as many slots (objective.slots)", r["total"] - (held["cache"] + temporaries) / 2)
+        say(
+            "half as many slots (objective.slots)",
+            r["total"] - (held["cache"] + temporaries) / 2,
+        )
     state = held["parameters"] + held["optimizer"]
     if (shards := 2 ** math.ceil(math.log2(max(1.0, r["total"] / (hbm * COMFORT))))) > 1 and state:
         say(f"{shards} times the chips, as many rows in all", r["total"] / shards)
@@ -178,7 +185,9 @@ def as_text(r: dict, tips: list[str]) -> str:
     for row in r["collectives"]:
         inside = f"{row['layer_count'] / many:8.1f} x {mega(row['layer_bytes'] / many):>10}"
         outside = f"{row['outside_count'] / many:8.1f} x {mega(row['outside_bytes'] / many):>10}"
-        lines.append(f"    {row['axes']:16} {row['op']:20} {inside:24} {outside:24} {row['seconds']:.3g} s in all")
+        overlap = row["overlapping_seconds"] / row["seconds"]
+        took = f"{row['seconds']:.3g} s in all, {overlap:.0%} of it asynchronous"
+        lines.append(f"    {row['axes']:16} {row['op']:20} {inside:24} {outside:24} {took}")
     for axis, x in r["least"].items():
         inside, outside = (f"{mega(x[k] / many):>21}" for k in ("layer", "outside"))
         lines.append(f"    {axis:16} {'the least':20} {inside:24} {outside:24}")

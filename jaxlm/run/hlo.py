@@ -22,14 +22,15 @@ _CALLED = re.compile(r"(?:calls|body|to_apply|true_computation|false_computation
 @dataclasses.dataclass(frozen=True)
 class Collective:
     """bytes: that a device receives, each time. group: partitions that take part together, the first such group.
-    times: in one run of the program. loops: turns of the loops around it, the outermost first. source: where the
-    traced program has it."""
+    times: in one run of the program. loops: turns of the loops around it, the outermost first. overlaps: it is
+    asynchronous, so that computation may go on meanwhile. source: where the traced program has it."""
 
     op: str
     bytes: float
     group: tuple[int, ...]
     times: int
     loops: tuple[int, ...]
+    overlaps: bool
     source: str
 
 
@@ -127,7 +128,7 @@ def collectives(text: str, partitions: int) -> list[Collective]:
     computations, entry = _parse(text)
     out: list[Collective] = []
 
-    def walk(name: str, loops: tuple[int, ...], scattered: bool):
+    def walk(name: str, loops: tuple[int, ...], scattered: bool, wrapped: bool):
         for _, shape, op, rest in computations.get(name, []):
             base, started = op.removesuffix("-start"), op.endswith("-start")
             if base in OPS:
@@ -135,16 +136,19 @@ def collectives(text: str, partitions: int) -> list[Collective]:
                 moved = _received(base, _shapes(shape), started, scattered, len(group))
                 source = re.search(r'op_name="([^"]*)"', rest)
                 kind = "reduce-scatter" if scattered else base
-                out.append(Collective(kind, moved, group, math.prod(loops), loops, source[1] if source else ""))
+                overlaps = started or wrapped or "async_collective_name" in rest
+                at = source[1] if source else ""
+                out.append(Collective(kind, moved, group, math.prod(loops), loops, overlaps, at))
             elif op == "while":
                 inside = re.search(r"body=%?([\w.\-]+)", rest)[1]
-                walk(inside, (*loops, _turns(computations, rest)), scattered)
+                walk(inside, (*loops, _turns(computations, rest)), scattered, wrapped)
             elif op in ("fusion", "call", "async-start", "conditional"):
                 names = _CALLED.findall(rest)
                 branches = re.search(r"branch_computations=\{(.*?)\}", rest)
                 names += [n.strip().lstrip("%") for n in branches[1].split(",")] if branches else []
                 for called in names:
-                    walk(called, loops, scattered or called.startswith("all-reduce-scatter"))
+                    into = scattered or called.startswith("all-reduce-scatter")
+                    walk(called, loops, into, wrapped or op == "async-start")
 
-    walk(entry, (), False)
+    walk(entry, (), False, False)
     return [c for c in out if len(c.group) > 1]

@@ -20,8 +20,8 @@ ASSUMPTIONS = (
     "a collective takes its ring's bytes over the links of the torus dimensions that its group spans, two links a "
     "dimension where the dimension is a ring (16 chips of v5e and v6e, 4 of v5p), one where it is a line; no latency",
     "between slices, the datasheet's data-center bandwidth a chip",
-    "the step takes at least the slowest of compute, HBM and network (all overlap), at most the network added to the "
-    "slower of the other two (none of it overlaps)",
+    "the step takes at least the slowest of compute, HBM and asynchronous collectives, which all overlap, and then the "
+    "synchronous ones, which never do; at most all collectives added to the slower of compute and HBM",
 )
 
 
@@ -185,11 +185,12 @@ class Estimate:
     utilization: tuple[float, float]  # at most, at least
 
 
-def estimate(work: Work, chip: Chip, devices: int, moved: float, network: float) -> Estimate:
-    """moved: bytes of HBM a device; network: seconds that the collectives take one after the other."""
+def estimate(work: Work, chip: Chip, devices: int, moved: float, network: float, waiting: float = 0.0) -> Estimate:
+    """moved: bytes of HBM a device; network: seconds that the collectives take one after the other, and `waiting` those
+    of them in which nothing else runs."""
     peak = chip.flops * devices
     compute, hbm = (work.flops + work.recomputed) / peak, moved / chip.hbm_bandwidth
-    least, most = max(compute, hbm, network), max(compute, hbm) + network
+    least, most = max(compute, hbm, network - waiting) + waiting, max(compute, hbm) + network
     return Estimate(compute, hbm, network, least, most, (work.flops / peak / least, work.flops / peak / most))
 
 

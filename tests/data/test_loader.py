@@ -42,6 +42,14 @@ def assert_same(a: Trajectory, b: Trajectory):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
 
 
+def test_a_described_batch_is_like_a_real_one(sets, mesh8):
+    with loader.Loader(sets, 8, 0, mesh8) as one:
+        real = one.batch(0)
+    described = loader.described(8, 5, 0, mesh8)
+    facts = lambda x: (x.shape, x.dtype, x.sharding)  # noqa: E731
+    assert jax.tree.map(facts, described) == jax.tree.map(facts, real)
+
+
 def places(order, count):
     return [order[i] for i in range(count)]
 

@@ -115,7 +115,7 @@ def test_padding_changes_no_score(trained):
     (short,) = reward.raw_scores(run, [ids])
     tokens, lengths = np.full((16, 64), 9, np.int32), np.full(16, 16, np.int32)
     tokens[0, :16] = ids
-    assert float(reward._last(run.model, run.params, tokens, lengths)[0]) == pytest.approx(short, abs=1e-5)
+    assert float(reward.last_rewards(run.model, run.params, tokens, lengths)[0]) == pytest.approx(short, abs=1e-5)
 
 
 def test_scores_are_normalized_on_held_out_answers(trained, experiment):
