@@ -45,7 +45,7 @@ class MeshConfig:
 
 
 def make_mesh(cfg: MeshConfig, devices=None) -> Mesh:
-    """A mesh over `devices` (default: all). Fewer than all may be used, never more, or `UserError`.
+    """A mesh over `devices` (default: all). Fewer than all may be used, but some of every process, or `UserError`.
 
     Of several TPU slices, each holds a part of `replica`: no other axis crosses the slow network between them.
     """
@@ -62,6 +62,12 @@ def make_mesh(cfg: MeshConfig, devices=None) -> Mesh:
     used = math.prod(shape)
     if min(shape) < 1 or used > len(devices):
         raise UserError(f"mesh {dict(zip(AXES, shape))} needs {max(used, others)} devices, {len(devices)} are here")
+    idle = {d.process_index for d in devices} - {d.process_index for d in devices[:used]}
+    if idle and jax.process_count() > 1:
+        raise UserError(
+            f"mesh {dict(zip(AXES, shape))} takes {used} of {len(devices)} devices, and leaves {len(idle)} of "
+            f"{jax.process_count()} processes without any; --set=mesh.fsdp=none takes all"
+        )
     if len(devices) == used:
         return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
     return Mesh(np.array(devices[:used]).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))

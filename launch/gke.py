@@ -13,7 +13,8 @@ a queue of Kueue. --env=NAME becomes a Secret of the cluster, which pods refer t
 
 examples:
   python -m launch.gke --name=ppo1 --accelerator=v5p-256 --spot --image=us-docker.pkg.dev/my-project/jaxlm/jaxlm:1 \\
-      --env=HF_TOKEN -- launch.train --experiment=ppo_tiny --set=parent=gs://mine/sft --workdir=gs://mine/ppo1
+      --env=HF_TOKEN -- launch.train --experiment=ppo_tiny --set=mesh.fsdp=none \\
+      --set=parent=gs://mine/sft --workdir=gs://mine/ppo1
   python -m launch.gke --name=ppo1 --status
 
 Exit codes: 0 submitted (or shown); 2 bad definition or input.

@@ -11,7 +11,8 @@ started again, up to so many times, and resumes from its --workdir.
 of its own.
 
 examples:
-  python -m launch.local --processes=2 --cpu_devices=2 -- launch.train --experiment=pretrain_tiny --workdir=runs/two
+  python -m launch.local --processes=2 --cpu_devices=2 -- \\
+      launch.train --experiment=pretrain_tiny --set=mesh.fsdp=none --workdir=runs/two
   python -m launch.local --processes=8 --gpus -- launch.train --experiment=pretrain_124m --workdir=runs/eight
 
 Exit codes: those of the command; of several that ended badly, the first one's.

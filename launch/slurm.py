@@ -14,7 +14,8 @@ script does not hold its value.
 
 examples:
   python -m launch.slurm --name=ppo1 --nodes=32 --gpus_per_node=8 --time=24:00:00 --sbatch=partition=gpu \\
-      --env=HF_TOKEN -- launch.train --experiment=ppo_tiny --set=parent=runs/sft --workdir=runs/ppo1
+      --env=HF_TOKEN -- launch.train --experiment=ppo_tiny --set=mesh.fsdp=none \\
+      --set=parent=runs/sft --workdir=runs/ppo1
   python -m launch.slurm --name=ppo1 --logs
 
 Exit codes: 0 submitted (or shown); 2 bad definition or input. The job's own: 0 done; 2 bad definition or input;

@@ -15,7 +15,8 @@ queued resource. --queued waits for capacity instead of failing without it; --sp
 
 examples:
   python -m launch.tpu_vm --name=ppo1 --project=my-project --zone=us-east5-a --accelerator=v5p-256 --spot --queued \\
-      --env=HF_TOKEN -- launch.train --experiment=ppo_tiny --set=parent=gs://mine/sft --workdir=gs://mine/ppo1
+      --env=HF_TOKEN -- launch.train --experiment=ppo_tiny --set=mesh.fsdp=none \\
+      --set=parent=gs://mine/sft --workdir=gs://mine/ppo1
   python -m launch.tpu_vm --name=ppo1 --project=my-project --zone=us-east5-a --logs --worker=3
 
 Exit codes: those of the command (0 done; 2 bad definition or input; 3 diverged), its last one when a limit was reached;

@@ -13,7 +13,8 @@ FOLDER = Path(__file__).parent / "jobs"
 
 def ppo(on, workdir: str) -> Job:
     """PPO from a fine-tuned parent, on 32 hosts."""
-    arguments = ("--experiment=ppo_tiny", f"--set=parent={workdir}/sft", f"--workdir={workdir}/ppo1")
+    sets = ("--set=mesh.fsdp=none", f"--set=parent={workdir}/sft")
+    arguments = ("--experiment=ppo_tiny", *sets, f"--workdir={workdir}/ppo1")
     return Job("ppo1", ("launch.train", *arguments), on, (("TAG", "first try"),), ("HF_TOKEN",))
 
 

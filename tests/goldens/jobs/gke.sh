@@ -108,6 +108,7 @@ kubectl --namespace=default create -f - <<'END'
                       "-m",
                       "launch.train",
                       "--experiment=ppo_tiny",
+                      "--set=mesh.fsdp=none",
                       "--set=parent=gs://mine/sft",
                       "--workdir=gs://mine/ppo1"
                     ],

@@ -30,7 +30,7 @@ srun --kill-on-bad-exit=1 --export=ALL bash -c '
   if [ "$code" != 0 ]; then (set -o noclobber; echo "$code" >"$0") 2>/dev/null; fi
   exit "$code"
 ' \
-  "$state.first" .venv/bin/python -m launch.train --experiment=ppo_tiny --set=parent=runs/sft --workdir=runs/ppo1
+  "$state.first" .venv/bin/python -m launch.train --experiment=ppo_tiny --set=mesh.fsdp=none --set=parent=runs/sft --workdir=runs/ppo1
 code=$?
 if [ -s "$state.first" ]; then code="$(cat "$state.first")"; fi
 echo "$(date -u +%FT%TZ) the job ended with exit code $code"

@@ -24,7 +24,7 @@ gcloud compute tpus tpu-vm ssh ppo1 --worker=all \
 
 # the command
 gcloud compute tpus tpu-vm ssh ppo1 --worker=0 \
-    '--command=env '"'"'TAG=first try'"'"' bash ppo1/launch/worker.sh start 020db9ef10cb launch.train --experiment=ppo_tiny --set=parent=gs://mine/sft --workdir=gs://mine/ppo1' \
+    '--command=env '"'"'TAG=first try'"'"' bash ppo1/launch/worker.sh start 699d8933f049 launch.train --experiment=ppo_tiny --set=mesh.fsdp=none --set=parent=gs://mine/sft --workdir=gs://mine/ppo1' \
     --project=my-project --zone=us-east5-a --quiet <<'END'
 HF_TOKEN=***
 END
