@@ -3,7 +3,7 @@
 usage:
   python -m launch.tour_seeds --workdir=TOUR --workdir=TOUR... [--out=FILE]
 
-A column for each tour, named by its seed, then their mean with a 95% interval over tours (Student's t; from two on).
+A column for each tour, named by its seed, then their mean, from three on with a 95% interval over tours (Student's t).
 Rows of stages that a tour has not done stay empty. `lost` and `times fewer` compare the same held-out questions before
 and after the last fine-tuning; `times fewer` of the mean is that of the mean rates.
 
@@ -122,7 +122,7 @@ def _mean(values: Sequence[float | None], digits: int) -> str:
     if None in values:
         return ""
     s = summarize(values)
-    half = half_width(s)
+    half = half_width(s) if s.n > 2 else None
     bounds = "" if half is None else f" [{s.mean - half:.{digits}f}, {s.mean + half:.{digits}f}]"
     return f"{s.mean:.{digits}f}{bounds}"
 

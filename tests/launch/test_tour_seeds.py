@@ -34,22 +34,20 @@ def rows(text: str) -> dict[str, list[str]]:
 
 
 def test_a_column_for_each_tour_and_their_mean():
-    found = rows(tour_seeds.table(["a", "b"], [results(0.9, 0.8, 0.1), results(1.0, 0.9, 0.0)]))
-    assert found[""] == ["a", "b", "mean"]
-    # Two values 0.1 apart: Student's t with one degree of freedom is 12.706, the standard error 0.05.
-    assert found["people that fine-tuning has not a word about: assistant"] == [
-        "0.900",
-        "1.000",
-        "0.950 [0.315, 1.585]",
-    ]
-    # No wrong answer is left in the second: it has no ratio, and that of the means is of both.
-    assert found["wrong, both: times fewer"] == ["8.0", "", "17.0"]
-    assert found["arithmetic, by a tool: without tools"][:2] == ["0.000", "0.000"]
+    three = [results(0.9, 0.8, 0.1), results(1.0, 0.9, 0.0), results(0.8, 0.7, 0.1)]
+    found = rows(tour_seeds.table(["a", "b", "c"], three))
+    assert found[""] == ["a", "b", "c", "mean"]
+    # Standard deviation 0.1, standard error 0.0577; Student's t with two degrees of freedom is 4.303.
+    shown = ["0.900", "1.000", "0.800", "0.900 [0.652, 1.148]"]
+    assert found["people that fine-tuning has not a word about: assistant"] == shown
+    # No wrong answer is left in the second: it has no ratio, and that of the means is of all.
+    assert found["wrong, both: times fewer"] == ["8.0", "", "7.0", "12.0"]
+    assert found["arithmetic, by a tool: without tools"][:3] == ["0.000"] * 3
     assert "arithmetic, by a tool: called" not in found, "a row that nobody has"
     assert not any("base" in name for name in found)
 
 
-def test_one_tour_has_no_interval_and_a_stage_not_done_no_figure():
+def test_few_tours_have_no_interval_and_a_stage_not_done_no_figure():
     second = {k: v for k, v in results(0.9, 0.8, 0.1).items() if k != "reprobe"}
     found = rows(tour_seeds.table(["a"], [second]))
     assert found["people that fine-tuning has not a word about: assistant"] == ["0.900", "0.900"]
