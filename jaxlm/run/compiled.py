@@ -57,7 +57,7 @@ def record(stage: Stage, t: Topology, mesh, text: str, memory, refused: str | No
     else:
         held |= {"temporaries": asked_for(refused or "", given), "other": 0}
     total = sum(held.values())
-    found = moved(hlo.collectives(text, mesh.size), work, mesh, t)
+    found = moved(hlo.collectives(text, mesh.size, t.slices), work, mesh, t)
     least = {axis: dataclasses.asdict(x) for axis, x in roofline.minimum(work, sizes).items()}
     state = device_bytes(stage.donated)
     bytes_moved = roofline.hbm_bytes(work, sizes, state if work.update else 0.0)

@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 
-SIZES = {"pred": 1, "s4": 0.5, "u4": 0.5, "f8e4m3fn": 1, "f8e5m2": 1, "bf16": 2, "c64": 8, "c128": 16}
+SIZES = {"token": 0, "pred": 1, "s4": 0.5, "u4": 0.5, "f8e4m3fn": 1, "f8e5m2": 1, "bf16": 2, "c64": 8, "c128": 16}
 OPS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
@@ -123,20 +123,32 @@ def _turns(computations, rest: str) -> int:
     return limits[0] if len(limits) == 1 else 1
 
 
-def collectives(text: str, partitions: int) -> list[Collective]:
-    """Every collective of a program's text, in the order in which they stand in it."""
+def collectives(text: str, partitions: int, slices: int = 1) -> list[Collective]:
+    """Every collective of a program's text, in the order in which they stand in it.
+
+    What goes between TPU slices is no collective in the text: each chip hands its part to the host, which exchanges it
+    with the other slices' hosts. It is called `exchange` here, and its group has one chip of each slice.
+    """
     computations, entry = _parse(text)
     out: list[Collective] = []
+    chains: set[str] = set()
 
     def walk(name: str, loops: tuple[int, ...], scattered: bool, wrapped: bool):
         for _, shape, op, rest in computations.get(name, []):
             base, started = op.removesuffix("-start"), op.endswith("-start")
-            if base in OPS:
+            chain = re.search(r'chain_id="(\d+)"', rest)
+            if base in OPS and chain and chain[1] in chains:
+                continue  # another step of one that stands in all the computations that it runs beside
+            if op == "send" and "megascale" in rest:
+                group = tuple(range(0, partitions, partitions // slices))
+                out.append(Collective("exchange", _shapes(shape)[0], group, math.prod(loops), loops, True, ""))
+            elif base in OPS:
                 group = first_group(rest, partitions)
                 moved = _received(base, _shapes(shape), started, scattered, len(group))
                 source = re.search(r'op_name="([^"]*)"', rest)
                 kind = "reduce-scatter" if scattered else base
-                overlaps = started or wrapped or "async_collective_name" in rest
+                chains.update([chain[1]] if chain else [])
+                overlaps = started or wrapped or bool(chain) or "async_collective_name" in rest
                 at = source[1] if source else ""
                 out.append(Collective(kind, moved, group, math.prod(loops), loops, overlaps, at))
             elif op == "while":

@@ -84,3 +84,28 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 """
     found = {c.op: (c.bytes, c.times) for c in hlo.collectives(text, 4)}
     assert found == {"all-gather": (24.0, 5), "all-reduce": (60.0, 5), "reduce-scatter": (16.0, 5)}
+
+
+def test_steps_of_one_and_what_leaves_the_slice():
+    """A gather that runs beside several fusions stands in each of them; between slices the host carries."""
+    text = """\
+%one (p: bf16[4]) -> bf16[16] {
+  %ag.1 = bf16[16]{0} all-gather(%p), channel_id=7, replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="3"}
+}
+
+%two (p: bf16[4]) -> bf16[16] {
+  %ag.2 = bf16[16]{0} all-gather(%p), channel_id=7, replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="3"}
+}
+
+ENTRY %main (a: bf16[4]) -> bf16[16] {
+  %f.1 = bf16[16]{0} fusion(%a), kind=kCustom, calls=%one
+  %f.2 = bf16[16]{0} fusion(%a), kind=kCustom, calls=%two
+  %s = (f32[8]{0}, u32[], token[]) send(%x, %t), channel_id=9, is_host_transfer=true, \
+frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}
+}
+"""
+    found = hlo.collectives(text, 8, slices=2)
+    assert [(c.op, c.bytes, c.group, c.overlaps) for c in found] == [
+        ("all-gather", 24.0, (0, 1, 2, 3), True),
+        ("exchange", 32.0, (0, 4), True),
+    ]
