@@ -335,7 +335,7 @@ def train_rl(e: Experiment, workdir, base: Experiment | None = None) -> int:
         skipped=int(s.skipped),
     )
     try:
-        with Watchdog(clock, e.train.hang_seconds, root / "stacks.txt"), loop.memory_advice():
+        with Watchdog(clock, e.train.hang_seconds, root), loop.memory_advice():
             if first == 0:
                 with clock.phase("evaluate"):
                     rl_evals.preflight(e, trainer, s, progress, root)

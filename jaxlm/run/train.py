@@ -204,7 +204,7 @@ def train(e: Experiment, workdir, base: Experiment | None = None) -> int:
     try:
         with (
             Loader(data.train, e.train.batch_size, e.seed, mesh, first=int(s.step)) as loader,
-            Watchdog(clock, e.train.hang_seconds, root / "stacks.txt"),
+            Watchdog(clock, e.train.hang_seconds, root),
             loop.memory_advice(),
         ):
             s, code = loop.run(

@@ -79,19 +79,19 @@ def test_a_hang_ends_the_process_and_leaves_the_stacks(tmp_path, capfd):
     def stuck_in_a_collective():
         assert ended.wait(30)
 
-    with Watchdog(clock, 0.05, tmp_path / "stacks.txt", end):
+    with Watchdog(clock, 0.05, tmp_path, end):
         stuck_in_a_collective()
     assert codes == [EXIT_HUNG]
-    assert "stuck_in_a_collective" in (tmp_path / "stacks.txt").read_text()
+    assert "stuck_in_a_collective" in (tmp_path / "stacks-0.txt").read_text()
     assert "hung: nothing has ended for" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("limit", [None, 3600.0])
 def test_no_hang_is_seen_where_phases_end_or_no_limit_is_set(tmp_path, limit):
     clock = Clock()
-    with Watchdog(clock, limit, tmp_path / "stacks.txt", lambda code: pytest.fail("ended")), clock.phase("step"):
+    with Watchdog(clock, limit, tmp_path, lambda code: pytest.fail("ended")), clock.phase("step"):
         time.sleep(0.01)
-    assert not (tmp_path / "stacks.txt").exists()
+    assert not list(tmp_path.iterdir())
 
 
 # ---------------------------------------------------------------------------------------------------------- memory
