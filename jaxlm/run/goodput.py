@@ -9,7 +9,9 @@ its last record is in no file, and the time between two processes is not the run
 import collections
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+
+import jax
 
 from jaxlm.run.log import raw_metrics
 
@@ -78,3 +80,9 @@ def text(seconds: dict[str, float]) -> str:
     whole = sum(seconds.values())
     shares = sorted(seconds.items(), key=lambda x: (x[0] != "step", -x[1]))
     return f"{whole:.0f} s: " + ", ".join(f"{name} {s / whole:.1%}" for name, s in shares)
+
+
+def tell(workdir, say: Callable[[str], None]) -> None:
+    """Says where the time went, on the process that keeps the log; to be called when the log is closed."""
+    if jax.process_index() == 0 and (spent := account(workdir)):
+        say(text(spent))

@@ -353,11 +353,11 @@ def train_rl(e: Experiment, workdir, base: Experiment | None = None) -> int:
                 metadata={"hashes": data.hashes},
                 ended=alarms.ended,
             )
-        progress.say(goodput.text(goodput.account(root)))
     finally:
         progress.close()
         log.close()
         checkpoints.close()
+    goodput.tell(root, progress.say)
     rl_plots.curves(root)
     return code
 

@@ -219,11 +219,11 @@ def train(e: Experiment, workdir, base: Experiment | None = None) -> int:
                 checkpoints=checkpoints,
                 metadata={"hashes": data.hashes},
             )
-        progress.say(goodput.text(goodput.account(root)))
     finally:
         progress.close()
         log.close()
         checkpoints.close()
+    goodput.tell(root, progress.say)
     if code == exits.EXIT_DONE and (finish := objectives.task(e).finish) is not None:
         finish(e, mesh, s.params, data.valid, root, int(s.step))
     report.loss_curve(root, objectives.task(e).unit)
