@@ -11,7 +11,6 @@ from jaxlm.config import UserError
 from jaxlm.run import goodput, loop
 from jaxlm.run.goodput import Clock
 from jaxlm.run.watchdog import EXIT_HUNG, Watchdog
-from launch import goodput as launched
 
 
 def test_every_second_belongs_to_one_phase():
@@ -102,12 +101,3 @@ def test_too_little_memory_says_what_to_change():
         raise jax.errors.JaxRuntimeError(text)
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), loop.memory_advice():
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
-
-
-# --------------------------------------------------------------------------------------------------------- the table
-def test_runs_side_by_side(tmp_path):
-    write(tmp_path, times(1, initialise=1.0, step=3.0), times(1, initialise=1.0))
-    lines = launched.table({"a": goodput.account(tmp_path), "longer": {"step": 1.0}}).splitlines()
-    assert lines[0].split() == [*goodput.PHASES, "goodput"]
-    assert lines[1].split() == ["a", "2.0", "0.0", "0.0", "0.0", "0.0", "0.0", "0.0", "3.0", "0.0%"]
-    assert lines[2].split()[-1] == "100.0%"
