@@ -15,6 +15,7 @@ ALLOCATOR = ":".join(
         "glibc.malloc.mmap_max=0",
         "glibc.malloc.trim_threshold=100000000000",
         "glibc.malloc.top_pad=67108864",
+        "glibc.malloc.arena_max=1",  # those of other threads map what is larger than they are, whatever stands above
     ]
 )
 ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/accel*", "/dev/vfio/[0-9]*", "/dev/kfd")

@@ -195,6 +195,12 @@ def _registry(t: Tour, out) -> dict[str, Tool]:
         return by_name([n for n in names if n != "python"], folder, out)
 
 
+def _spare(pairs: list) -> dict | None:
+    """How often a tool is called for what the model answers rightly without, of (without tools, with them)."""
+    called = [bool(helped["called"]) for plain, helped in pairs if plain["outcome"] == "right"]
+    return _plain(proportion(called)) if called else None
+
+
 def tools(t: Tour, run: Run, out) -> dict:
     """Accuracy with and without tools where one is needed, and how often one is called where none is."""
     registry, half = _registry(t, out), (t.asked + 1) // 2
@@ -204,15 +210,16 @@ def tools(t: Tour, run: Run, out) -> dict:
         "identity": _items(t, "identity"),
     }
     for task in t.world.tasks:
-        hard = [i for i in _items(t, task, count=4 * t.asked) if i.question.tool in registry]
-        kinds[f"{task}, by a tool"] = hard[: t.asked]
+        found = _items(t, task, count=4 * t.asked)
+        kinds[f"{task}, by a tool"] = [i for i in found if i.question.tool in registry][: t.asked]
+        kinds[f"{task}, by hand"] = [i for i in found if i.question.tool is None][: t.asked]
     kinds = {k: found for k, found in kinds.items() if found}
     asked = [i.question for found in kinds.values() for i in found]
     limits = [n for found in kinds.values() for n in [world_tasks.budget(run, found)] * len(found)]
     counters = Counters()
     without = world_tasks.ask(run, asked, max_tokens=limits)
     told = world_tasks.ask(run, asked, max_tokens=limits, tools=registry, counters=counters)
-    rows, shown = [], []
+    rows, shown, spared = [], [], []
     for kind, *both in zip(kinds, *(_cut(records, *kinds.values()) for records in (without, told))):
         # Asked both ways or not at all: an offer of tools is longer than none.
         pairs = [(p, h) for p, h in zip(*both) if "skipped" not in p and "skipped" not in h]
@@ -222,14 +229,16 @@ def tools(t: Tour, run: Run, out) -> dict:
         plain, helped = zip(*pairs)
         rows.append(
             {"kind": kind, "needed": helped[0]["needed"], "without": _accuracy(plain), "with": _accuracy(helped)}
-            | {"called": _plain(proportion([bool(r["called"]) for r in helped]))}
+            | {"called": _plain(proportion([bool(r["called"]) for r in helped])), "spare": _spare(pairs)}
         )
+        spared += [] if helped[0]["needed"] else pairs
         without_, with_, called = (_said(rows[-1][k]) for k in ("without", "with", "called"))
         print(f"{kind}: {without_} without tools, {with_} with; called for {called}")
         shown += [{"kind": kind, "text": r["text"], "answer": r["answer"], "parts": r["parts"]} for r in helped[:2]]
     return {
         "rows": rows,
-        "metrics": {k: _plain(e) for k, e in world_tasks.tool_metrics(told).items()},
+        "metrics": {k: _plain(e) for k, e in world_tasks.tool_metrics(told).items()}
+        | {"not needed, right without/called": _spare(spared)},
         "calls": {k: v for k, v in counters.metrics().items() if not k.endswith("/seconds")},  # the same when redone
         "tools": list(registry),
         "shown": shown,

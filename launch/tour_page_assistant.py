@@ -146,10 +146,11 @@ def tools(out: Page, result: dict) -> None:
         "runs, and its result goes into the turn as tokens that the model did not sample."
     )
     rows = [
-        [r["kind"], r["needed"] or "none", _share(r["without"]), _share(r["with"]), _share(r["called"])]
+        [r["kind"], r["needed"] or "none", *(_share(r.get(k)) for k in ("without", "with", "called", "spare"))]
         for r in result["rows"]
     ]
-    out.table(["held-out questions", "tool needed", "right without", "right with", "called one"], rows)
+    head = ["right without", "right with", "called one", "of those right without"]
+    out.table(["held-out questions", "tool needed", *head], rows)
     out.table(["over all questions", "share"], [[k, _share(e)] for k, e in result["metrics"].items()])
     calls = result["calls"]
     names = sorted(k.split("/")[1] for k in calls if k.endswith("/calls") and k != "tools/calls")

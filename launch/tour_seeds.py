@@ -100,14 +100,19 @@ def _known() -> list[Row]:
     return rows
 
 
+HELPED = (
+    ("without tools", "without"),
+    ("with", "with"),
+    ("called", "called"),
+    ("called, of those right without tools", "spare"),
+)
+
+
 def _tools(found: Sequence[dict]) -> list[Row]:
     kinds = list(dict.fromkeys(r["kind"] for one in found for r in one.get("tools", {}).get("rows", [])))
     rows = []
     for kind in kinds:
-        rows += [
-            _listed(f"{kind}: {label}", "tools", {"kind": kind}, key, "value")
-            for label, key in (("without tools", "without"), ("with", "with"), ("called", "called"))
-        ]
+        rows += [_listed(f"{kind}: {label}", "tools", {"kind": kind}, key, "value") for label, key in HELPED]
     return rows
 
 

@@ -104,7 +104,8 @@ def step_function(e: Experiment, mesh, reference=None) -> sharding.Program:
         axes, precision = heads.specs(e.model, e.lora, e.heads), e.model.precision
         return update.update(adapted, e.optimizer, axes, precision, e.train, seed, s, batch, hyper, total_steps)
 
-    jitted = jax.jit(one, donate_argnums=0, out_shardings=(shardings, whole))
+    options = sharding.compiler_options(mesh)
+    jitted = jax.jit(one, donate_argnums=0, out_shardings=(shardings, whole), compiler_options=options)
     frozen = None if reference is None else reference[1]
     return sharding.Program(jitted, mesh, (frozen, hyper, floats, e.train.steps, e.seed))
 

@@ -174,7 +174,10 @@ class Learner:
     def _updating(self, make, floats, optimizer, axes, precision, target):
         shardings = jax.tree.map(lambda a: a.sharding, target)
 
-        @functools.partial(jax.jit, donate_argnums=0, out_shardings=(shardings, sharding.replicated(self.mesh)))
+        options = sharding.compiler_options(self.mesh)
+        out = (shardings, sharding.replicated(self.mesh))
+
+        @functools.partial(jax.jit, donate_argnums=0, out_shardings=out, compiler_options=options)
         def one(s, batch, floats, hyper, total, seed):
             return update.update(make(floats), optimizer, axes, precision, self.train, seed, s, batch, hyper, total)
 

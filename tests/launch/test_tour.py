@@ -138,7 +138,7 @@ def test_tools_and_prompts_are_tried(done):
     kinds = {r["kind"]: r for r in tools["rows"]}
     assert {"facts only in the index", "facts told often", "identity", "arithmetic, by a tool"} <= set(kinds)
     assert kinds["facts only in the index"]["needed"] == "search" and kinds["facts told often"]["needed"] is None
-    assert kinds["arithmetic, by a tool"]["needed"] == "calculator"
+    assert kinds["arithmetic, by a tool"]["needed"] == "calculator" and kinds["arithmetic, by hand"]["needed"] is None
     assert all(r[k]["n"] == 8 for r in tools["rows"] for k in ("without", "with", "called"))
     assert {"calculator", "search"} <= set(tools["tools"])
     assert {"tools/calls", "tools/failures"} <= set(tools["calls"])
