@@ -4,12 +4,14 @@ axes, never `ndim`: a stacked bias has two dims and is still a bias.
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from optax import contrib
 
+from jaxlm.config import UserError
 from jaxlm.optim.schedules import Cosine, Schedule, factor
 
 
@@ -23,6 +25,7 @@ class AdamW:
     eps: float = 1e-8
     weight_decay: float = 0.1
     schedule: Schedule = Cosine(warmup=100)
+    spike: float | None = None  # an update with so many times the average gradient norm is left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,11 @@ class Muon:
     weight_decay: float = 0.0
     schedule: Schedule = Cosine(warmup=100)
     rest: AdamW = AdamW()
+    spike: float | None = None  # an update with so many times the average gradient norm is left out
+
+    def __post_init__(self):
+        if self.rest.spike is not None:
+            raise UserError("Muon.rest.spike: an update is left out as a whole; set Muon.spike")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +57,7 @@ class Lion:
     b2: float = 0.99
     weight_decay: float = 1.0
     schedule: Schedule = Cosine(warmup=100)
+    spike: float | None = None  # an update with so many times the average gradient norm is left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,9 +69,21 @@ class Adafactor:
     clip: float = 1.0
     weight_decay: float = 0.0
     schedule: Schedule = Cosine(warmup=100)
+    spike: float | None = None  # an update with so many times the average gradient norm is left out
 
 
 Optimizer = AdamW | Muon | Lion | Adafactor
+
+AVERAGED = 100  # updates that the average gradient norm is over, about
+FIRST = 20  # updates before any is called a spike
+
+
+class Watched(NamedTuple):
+    """An optimizer's state beside the average norm of the gradients that it took; count: of these, up to AVERAGED."""
+
+    inner: optax.OptState
+    count: jax.Array
+    norm: jax.Array
 
 
 def _is_axes(x) -> bool:
@@ -113,13 +134,43 @@ def _finish(cfg, axes, step, total_steps) -> list[optax.GradientTransformation]:
     return [optax.add_decayed_weights(cfg.weight_decay, mask), optax.scale_by_learning_rate(lr)]
 
 
+def _watches(cfg: Optimizer) -> bool:
+    return getattr(cfg, "spike", None) is not None  # an optimizer of one's own need not know of spikes
+
+
+def _watched(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    def update(updates, state, params=None):
+        updates, inner = tx.update(updates, state.inner, params)
+        return updates, state._replace(inner=inner)
+
+    return optax.GradientTransformation(lambda params: Watched(tx.init(params), jnp.int32(0), jnp.float32(0)), update)
+
+
+def watch(cfg: Optimizer, state, norm):
+    """(whether a gradient of this norm, before clipping, is as usual, the state that has taken it for such).
+
+    After OLMo's skipped steps, with a ratio where those have deviations. A spike does not enter the average: one level
+    for good is a run that diverges.
+    """
+    if not _watches(cfg):
+        return True, state
+    usual = (state.count < FIRST) | (norm <= cfg.spike * state.norm)
+    count = jnp.minimum(state.count + 1, AVERAGED)
+    return usual, state._replace(count=count, norm=state.norm + (norm - state.norm) / count)
+
+
 def build(cfg: Optimizer, axes, step, total_steps, moments=jnp.float32) -> optax.GradientTransformation:
-    """The optax transformation at one step.
+    """The optax transformation at one step; what `watch` needs is part of its state.
 
     cfg: its float fields may be traced, so that variants share one program. axes: tree of logical axes like the
     parameters. step: the current one, from 0, may be traced. moments: dtype of first moments.
-    The state's structure depends on the kind of node and on `axes` alone.
+    The state's structure depends on the kind of node, on whether `spike` is set, and on `axes` alone.
     """
+    tx = _transformation(cfg, axes, step, total_steps, moments)
+    return _watched(tx) if _watches(cfg) else tx
+
+
+def _transformation(cfg: Optimizer, axes, step, total_steps, moments) -> optax.GradientTransformation:
     finish = _finish(cfg, axes, step, total_steps)
     if isinstance(cfg, AdamW):
         return optax.chain(optax.scale_by_adam(cfg.b1, cfg.b2, cfg.eps, mu_dtype=moments), *finish)
@@ -141,4 +192,4 @@ def build(cfg: Optimizer, axes, step, total_steps, moments=jnp.float32) -> optax
         _scale_by_fan(axes),
         *finish,
     )
-    return optax.partition({"muon": muon, "rest": build(cfg.rest, axes, step, total_steps, moments)}, labels)
+    return optax.partition({"muon": muon, "rest": _transformation(cfg.rest, axes, step, total_steps, moments)}, labels)

@@ -35,6 +35,7 @@ MAY_CHANGE = (
     "train.tensorboard",
     "train.hang_seconds",
     "train.max_skipped",
+    "train.skip",  # from here on
     "evaluation.",
     "checkpoint.",
     "objective.heldout_prompts",

@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import math
 import re
 import signal
 import time
 from collections.abc import Callable
 
 import jax
+from absl import logging
 from jax.experimental import multihost_utils
 
 from jaxlm.config import UserError
@@ -64,8 +66,8 @@ class Recorder:
     """Turns a step's metrics into log lines: rates since the last line, the time to the first step, divergence.
 
     first: the step from which this process goes on. rates: what a step counts towards each metric per second, such as
-    {"train/tokens_per_second": tokens in a batch}. max_skipped: so many updates in a row left out as non-finite mean
-    that the run has diverged. sinks: functions (step, {name: value}), the log first. clock: where the time goes; rates
+    {"train/tokens_per_second": tokens in a batch}. max_skipped: so many updates in a row left out mean that the
+    run has diverged. sinks: functions (step, {name: value}), the log first. clock: where the time goes; rates
     are over what went into steps and waiting for their batches.
     """
 
@@ -76,9 +78,25 @@ class Recorder:
     clock: Clock = dataclasses.field(default_factory=Clock)
     skipped: int = 0
     bad_run: int = 0
+    unread: list = dataclasses.field(default_factory=list)
 
     def __post_init__(self):
         self.step, self.began = self.first, time.perf_counter()
+
+    def note(self, step: int, metrics) -> None:
+        """Of every step, also of those without a line of their own: kept on the device until the next line."""
+        self.unread.append((step, {k: metrics[k] for k in ("skipped", "gradient_norm") if k in metrics}))
+
+    def _left_out(self, step: int) -> list[tuple[int, dict[str, float]]]:
+        """What was noted of each step up to this one, since the last line, that was left out."""
+        noted = jax.device_get([x for x in self.unread if x[0] <= step])
+        self.unread = [x for x in self.unread if x[0] > step]  # those are still on their way
+        counts = [self.skipped, *(int(m["skipped"]) for _, m in noted)]
+        return [
+            (n, {f"train/{k}": float(v) for k, v in m.items()})
+            for (n, m), before, after in zip(noted, counts, counts[1:])
+            if after > before
+        ]
 
     def __call__(self, step: int, metrics) -> None:
         values = {f"train/{k}": float(v) for k, v in jax.device_get(metrics).items()}
@@ -89,13 +107,18 @@ class Recorder:
             busy = times["seconds/step"] + times.get("seconds/data", 0.0)
             values |= {k: v * steps / busy for k, v in self.rates.items()}
         values |= times
+        for n, noted in self._left_out(step):
+            norm = noted.get("train/gradient_norm", math.nan)
+            logging.warning("update %d is left out (gradient norm %.4g)", n, norm)
+            if n < step:  # this one's own line follows
+                self.sinks[0](n, noted)
         skipped = int(values["train/skipped"])
         self.bad_run = self.bad_run + steps if skipped - self.skipped == steps else 0
         self.skipped, self.step = skipped, step
         for sink in self.sinks:
             sink(step, values)
         if self.bad_run >= self.max_skipped:
-            raise Diverged(f"none of the last {self.bad_run} updates before step {step} was finite; lower the lr")
+            raise Diverged(f"all of the last {self.bad_run} updates before step {step} were left out; lower the lr")
 
     def close(self, step: int) -> None:
         """The time since the last line, in a line of its own in the log alone."""
@@ -134,6 +157,7 @@ def run(
             with clock.phase("compile" if n == recorder.first else "step"):
                 state, metrics = step(state, rows)
             n += 1
+            recorder.note(n, metrics)
             if pending is not None:
                 recorder(*pending)
                 pending = None

@@ -22,7 +22,7 @@ def branches(params, names: tuple[str, ...]) -> dict:
 
 @flax.struct.dataclass
 class TrainState:
-    """params: the tree of the model contract. step: updates attempted so far. skipped: those left out as non-finite.
+    """params: the tree of the model contract. step: updates attempted so far. skipped: those left out.
 
     trainable: the branches of `params` that updates change; the optimizer has a state for these alone.
     There is no random state: keys are folds of the seed with `step`.

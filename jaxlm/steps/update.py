@@ -29,7 +29,8 @@ class Train:
     z_loss: float = 0.0
     loss_chunk: int | None = 1024  # positions of each row whose logits exist at once; None: all
     log_every: int = 10
-    max_skipped: int = 50  # so many non-finite updates in a row, and the run has diverged
+    skip: tuple[int, ...] = ()  # updates to leave out, by the number that the log gives them, such as bad batches
+    max_skipped: int = 50  # so many updates left out in a row, and the run has diverged
     hang_seconds: float | None = 1800.0  # without an end of a step, evaluation or save, and the process ends
     tensorboard: bool = False
 
@@ -81,8 +82,9 @@ def gradients(loss: Callable, params, batch, key, accumulation: int, dtype):
 
 
 def update(loss, optimizer, axes, precision, train: Train, seed: int, state: TrainState, batch, hyper, total_steps):
-    """One step: gradients, clipping, the optimizer; a non-finite gradient leaves parameters and moments as they were.
+    """One step: gradients, clipping, the optimizer; parameters and moments stay as they were where it is left out.
 
+    That is with a gradient that is not finite, with a spike (`optimizer.spike`), and where `train.skip` says so.
     Gradients are made of `state.trainable` alone, and all else is as it was. axes: logical axes of the whole parameter
     tree. hyper: `hyperparameters(optimizer)` as arrays. Returns (state, metrics), metrics as float32 scalars.
     """
@@ -104,7 +106,9 @@ def update(loss, optimizer, axes, precision, train: Train, seed: int, state: Tra
     updates, opt_state = tx.update(grads, state.opt_state, trained)
     moved = jax.tree.map(lambda p, u: p + u.astype(p.dtype), trained, updates)
 
-    good = jnp.isfinite(norm)
+    usual, opt_state = optimizers.watch(optimizer, opt_state, norm)
+    told = jnp.any(state.step + 1 == jnp.asarray(train.skip, jnp.int32))
+    good = jnp.isfinite(norm) & usual & ~told
     moved, opt_state = jax.tree.map(
         lambda new, old: jnp.where(good, new, old), (moved, opt_state), (trained, state.opt_state)
     )

@@ -174,11 +174,21 @@ def test_a_workdir_of_another_experiment_is_refused_and_left_as_it_is(experiment
     assert {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()} == before
 
 
+def test_updates_left_out_have_lines_of_their_own_and_stay_out_when_resumed(experiment, tmp_path, monkeypatch):
+    e = config.override(experiment, {"train.skip": (2, 4, STEPS), "train.log_every": STEPS})
+    assert train.train(e, tmp_path / "whole", experiment) == exits.EXIT_DONE
+    lines = [r for r in read_metrics(tmp_path / "whole") if "train/skipped" in r]
+    assert [(r["step"], r["train/skipped"]) for r in lines] == [(1, 0), (2, 1), (4, 2), (STEPS, 3)]
+    assert all(r["train/gradient_norm"] > 0 for r in lines)
+    crashed_and_resumed(e, tmp_path / "run", monkeypatch, at=3)
+    assert_same(saved(e, tmp_path / "run"), saved(e, tmp_path / "whole"))
+
+
 def test_a_run_that_is_never_finite_ends(experiment, tmp_path):
     e = config.override(
         experiment, {"optimizer.lr": 1e38, "train.max_skipped": 2, "train.clip": None, "train.steps": 9}
     )
-    with pytest.raises(exits.Diverged, match=r"none of the last \d updates"):
+    with pytest.raises(exits.Diverged, match=r"all of the last \d updates"):
         train.train(e, tmp_path / "run", experiment)
 
 

@@ -13,10 +13,12 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm import config, sharding, tree
+from jaxlm.config import UserError
 from jaxlm.data.trajectory import Trajectory
 from jaxlm.nn import lora, transformer
 from jaxlm.nn.lora import LoRA
 from jaxlm.nn.transformer import ModelConfig, Precision
+from jaxlm.optim import optimizers
 from jaxlm.optim.optimizers import Adafactor, AdamW, Lion, Muon
 from jaxlm.optim.schedules import Constant
 from jaxlm.steps import pretrain, state, update
@@ -25,6 +27,7 @@ from jaxlm.steps.update import Train
 
 MODEL = ModelConfig(vocab_size=50, vocab_multiple=2, layers=1, width=16, heads=2, kv_heads=1, hidden=32, tied=True)
 OPTIMIZER = AdamW(lr=0.01, schedule=Constant())
+WHOLE_LOSS = Train(loss_chunk=None)
 B, T = 8, 12
 
 
@@ -177,30 +180,71 @@ def test_clipping_scales_the_whole_gradient_to_the_norm():
     assert_close(clipped, jax.tree.map(lambda g: g * (0.1 / norm), free), 1e-4)
 
 
-def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
-    good, bad = make_batch(), make_batch()
-    s = state.create(MODEL, OPTIMIZER, 0)
-    loss = pretrain.make_loss(NextToken(), MODEL, Train(loss_chunk=None))
+def scaled_step(optimizer=OPTIMIZER, train=WHOLE_LOSS):
+    """(state, batch) -> the next state and metrics, of a loss times what the batch has for its first reward."""
+    loss = pretrain.make_loss(NextToken(), MODEL, train)
 
-    def poisoned(params, batch, key):
+    def scaled(params, batch, key):
         terms, metrics = loss(params, batch.replace(rewards=None), key)
         return {k: (c, total * batch.rewards[0, 0], w) for k, (c, total, w) in terms.items()}, metrics
 
-    hyper = {k: jnp.float32(v) for k, v in update.hyperparameters(OPTIMIZER).items()}
-    one = jax.jit(
-        lambda s, b: update.update(
-            poisoned, OPTIMIZER, transformer.specs(MODEL), MODEL.precision, Train(loss_chunk=None), 0, s, b, hyper, 10
-        )
-    )
-    bad = bad.replace(rewards=np.full((B, T + 1), np.nan, np.float32))
-    good = good.replace(rewards=np.ones((B, T + 1), np.float32))
-    after, metrics = one(s, bad)
-    assert int(after.step) == 1 and int(after.skipped) == 1 and float(metrics["skipped"]) == 1
-    for x, y in zip(jax.tree.leaves((after.params, after.opt_state)), jax.tree.leaves((s.params, s.opt_state))):
+    hyper = {k: jnp.float32(v) for k, v in update.hyperparameters(optimizer).items()}
+    axes = transformer.specs(MODEL)
+    return jax.jit(lambda s, b: update.update(scaled, optimizer, axes, MODEL.precision, train, 0, s, b, hyper, 10))
+
+
+def scaled_batch(scale):
+    return make_batch().replace(rewards=np.full((B, T + 1), scale, np.float32))
+
+
+def assert_same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(x, y)
-    later, _ = one(after, good)
+
+
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted():
+    s, one = state.create(MODEL, OPTIMIZER, 0), scaled_step()
+    after, metrics = one(s, scaled_batch(np.nan))
+    assert int(after.step) == 1 and int(after.skipped) == 1 and float(metrics["skipped"]) == 1
+    assert_same((after.params, after.opt_state), (s.params, s.opt_state))
+    later, _ = one(after, scaled_batch(1))
     assert int(later.step) == 2 and int(later.skipped) == 1
     assert any(bool(jnp.any(x != y)) for x, y in zip(jax.tree.leaves(later.params), jax.tree.leaves(after.params)))
+
+
+@pytest.mark.parametrize("kind", [AdamW, Muon])
+def test_a_spike_is_left_out_as_if_the_run_had_been_told_to(kind):
+    optimizer, bad = kind(lr=0.001, schedule=Constant(), spike=3.0), optimizers.FIRST + 2
+
+    def trained(scale, train):
+        s, one = state.create(MODEL, optimizer, 0), scaled_step(optimizer, train)
+        seen = []
+        for n in range(1, bad + 3):
+            s, metrics = one(s, scaled_batch(scale if n == bad else 1))
+            seen.append(int(metrics["skipped"]))
+        return s, seen
+
+    spiked, seen = trained(100.0, Train(loss_chunk=None))
+    assert seen == [0] * (bad - 1) + [1] * 3
+    assert_same(spiked, trained(100.0, Train(loss_chunk=None, skip=(bad,)))[0])
+    assert_same(spiked, trained(1.0, Train(loss_chunk=None, skip=(bad,)))[0])
+    assert trained(2.0, Train(loss_chunk=None))[1][-1] == 0, "twice the usual norm is none"
+
+
+def test_what_watches_for_spikes_has_a_state_on_a_mesh():
+    optimizer, mesh = (
+        dataclasses.replace(OPTIMIZER, spike=3.0),
+        sharding.make_mesh(sharding.MeshConfig(fsdp=4, tensor=2)),
+    )
+    alone, _ = one_step(make_batch(), optimizer=dataclasses.replace(optimizer, eps=1.0))
+    spread, _ = one_step(make_batch(), mesh, optimizer=dataclasses.replace(optimizer, eps=1.0))
+    assert jax.tree.structure(spread) == jax.tree.structure(state.abstract(MODEL, optimizer, mesh))
+    assert (
+        float(spread.opt_state.norm) == pytest.approx(float(alone.opt_state.norm), rel=1e-5)
+        and alone.opt_state.norm > 0
+    )
+    with pytest.raises(UserError, match=r"set Muon\.spike"):
+        Muon(rest=optimizer)
 
 
 def test_another_learning_rate_does_not_recompile():
