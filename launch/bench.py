@@ -1,9 +1,16 @@
-"""Measures this machine: the data pipeline, how long a run takes to its first step, decoding, learning from rewards.
+"""Measures this machine: the data pipeline, the time to a first step, training, decoding, learning from rewards.
 
   python -m launch.bench --suite=data [--megabytes=1000]     curation, then tokenizing and packing
   python -m launch.bench --suite=startup                     launch.train to its first step, with empty and full caches
+  python -m launch.bench --suite=train [--size=10m]... [--batch=16] [--context=256] [--against=torch]
   python -m launch.bench --suite=decode [--size=10m]... [--workdir=RUN] [--batch=1,32] [--against=torch]
   python -m launch.bench --suite=rl [--parent=RUN] [--seeds=0,1,2] [--updates=100] [--against=trl]
+
+train: tokens per second of an update (forward, backward, clipping, AdamW) of GPT-2's shape at each --size from 1m to
+1.3b, in float32 and in bfloat16 compute; beside it the share of a large matrix product's rate, which is measured too,
+FLOPs counted as 6N + 12LDT (attention not causal), and the memory that it needs. --against=torch takes turns, A B A B,
+with PyTorch on the same weights and batches, with SDPA and fused AdamW: transformers' model, a plain script, the script
+under torch.compile. Both must first find the same losses. --set=model.scan=false and the like change our run.
 
 decode: prompts of --prompt_tokens continued by --new_tokens, at each size (random weights) or for the model of a run;
 then --requests requests of mixed lengths. --against=torch takes turns with transformers' generate on the same weights,
@@ -14,7 +21,7 @@ rl: GRPO and DPO on random walks from one parent, a run of walks_sft (made when 
 is reached, beside controls, and the time it takes. --against=trl does the same in TRL (pip install 'jaxlm[trl]').
 
 Prints a table; --output=FILE also writes the figures as JSON, with the machine and the versions they belong to, and of
-decode a plot beside it (FILE.png). Nothing else should run meanwhile: the suites take all cores.
+train and decode a plot beside it (FILE.png). Nothing else should run meanwhile: the suites take all cores.
 """
 
 import dataclasses
@@ -36,28 +43,43 @@ from jaxlm.config import UserError, nearest
 from jaxlm.data.parallel import cores
 from launch import bench_data, common
 
-SUITE = flags.DEFINE_enum("suite", None, ["data", "startup", "decode", "rl"], "What is measured.")
+SUITE = flags.DEFINE_enum("suite", None, ["data", "startup", "train", "decode", "rl"], "What is measured.")
 MEGABYTES = flags.DEFINE_integer(
     "megabytes", 200, "Size of the made corpus (data). It needs three times this on disk.", lower_bound=1
 )
 WORKERS = flags.DEFINE_integer("workers", 0, "Processes (data); 0 takes all cores.", lower_bound=0)
 EXPERIMENT = flags.DEFINE_string("experiment", "pretrain_tiny", "What is started (startup).")
-SET = flags.DEFINE_multi_string("set", [], "path=value in that definition (startup); may be repeated.")
-SIZE = flags.DEFINE_multi_string("size", [], "Model (decode), of experiments/sizes.py; may be repeated; 1m if unset.")
+SET = flags.DEFINE_multi_string("set", [], "path=value in the definition (startup, train); may be repeated.")
+SIZE = flags.DEFINE_multi_string(
+    "size", [], "Model (train, decode), of experiments/sizes.py; may be repeated; 1m if unset."
+)
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run whose model is measured (decode).")
-BATCH = flags.DEFINE_list("batch", ["1", "32"], "Sizes of the batch (decode), with commas between.")
+BATCH = flags.DEFINE_list(
+    "batch", None, "Sizes of the batch, with commas between; unset, 1,32 (decode), or what goes with the size (train)."
+)
+CONTEXT = flags.DEFINE_integer("context", None, "Tokens a row (train); unset, what goes with the size.")
 PROMPT_TOKENS = flags.DEFINE_integer("prompt_tokens", 128, "Length of the prompts (decode).")
 NEW_TOKENS = flags.DEFINE_integer("new_tokens", 128, "How many tokens follow them (decode).")
 REQUESTS = flags.DEFINE_integer("requests", 128, "Requests of mixed lengths (decode); 0 leaves them out.", 0)
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of weights and computation (decode).")
-REPETITIONS = flags.DEFINE_integer("repetitions", 5, "How often each side is timed (decode).", 1)
+DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    ["float32", "bfloat16"],
+    "Of weights and computation, unset float32 (decode); of computation, unset both in turn (train).",
+)
+REPETITIONS = flags.DEFINE_integer("repetitions", 5, "How often each side is timed (train, decode).", 1)
 AGAINST = flags.DEFINE_enum(
-    "against", None, ["torch", "trl"], "The other side: torch (decode), pip install torch transformers; trl (rl)."
+    "against",
+    None,
+    ["torch", "trl"],
+    "The other side: torch (train, decode), pip install torch transformers; trl (rl).",
 )
 PARENT = flags.DEFINE_string("parent", None, "Folder of a run that both sides begin with (rl).")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of each training (rl), with commas between.")
 UPDATES = flags.DEFINE_integer("updates", 100, "Updates of each training (rl).", 3)
-COMPILE_SECONDS = flags.DEFINE_integer("compile_seconds", 300, "Bounds torch.compile (decode); 0 leaves it out.", 0)
+COMPILE_SECONDS = flags.DEFINE_integer(
+    "compile_seconds", 300, "Bounds torch.compile (train, decode); 0 leaves it out.", 0
+)
 OUTPUT = flags.DEFINE_string("output", None, "File for the figures as JSON.")
 
 
@@ -137,6 +159,49 @@ def startup_suite() -> dict[str, dict]:
         }
 
 
+def sizes_among(known) -> list[str]:
+    """The sizes asked for."""
+    for size in SIZE.value:
+        if size not in known:
+            raise UserError(f"--size={size}: unknown size; {nearest(size, known)}")
+    return SIZE.value or ["1m"]
+
+
+def batches() -> tuple[int, ...] | None:
+    """The sizes of the batch asked for."""
+    try:
+        return None if BATCH.value is None else tuple(int(b) for b in BATCH.value)
+    except ValueError:
+        raise UserError(f"--batch takes whole numbers with commas between, got {','.join(BATCH.value)!r}") from None
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def train_suite() -> dict[str, dict]:
+    """Tokens per second of training; see `launch.bench_train`. With --output also the plot."""
+    if AGAINST.value:  # the two share a GPU: neither takes what it does not need
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    from launch import bench_decode, bench_torch, bench_train, bench_train_torch
+
+    sizes = sizes_among(bench_train.SHAPES)
+    load = bench_train.Load(
+        batches(),
+        CONTEXT.value,
+        bench_train.DTYPES if DTYPE.value is None else (DTYPE.value,),
+        tuple(SET.value),
+        REPETITIONS.value,
+        COMPILE_SECONDS.value,
+    )
+    if AGAINST.value:
+        bench_torch.modules()  # first of all: without them nothing is measured
+    results = bench_train.suite(sizes, load, bench_train_torch if AGAINST.value else None, say)
+    if OUTPUT.value:
+        bench_decode.plot(results, OUTPUT.value + ".png")
+    return {"load": load.shown()} | results
+
+
 def decode_suite() -> dict[str, dict]:
     """Tokens per second of sampling; see `launch.bench_decode`. With --output also the plot."""
     from experiments.sizes import SIZES  # here: the other suites are timed in processes without JAX
@@ -144,24 +209,23 @@ def decode_suite() -> dict[str, dict]:
 
     if WORKDIR.value is not None and SIZE.value:
         raise UserError("--size names a model with random weights, --workdir the model of a run: give one of them")
-    for size in SIZE.value:
-        if size not in SIZES:
-            raise UserError(f"--size={size}: unknown size; {nearest(size, SIZES)}")
-    try:
-        batches = tuple(int(b) for b in BATCH.value)
-    except ValueError:
-        raise UserError(f"--batch takes whole numbers with commas between, got {','.join(BATCH.value)!r}") from None
+    sizes = sizes_among(SIZES)
     load = bench_decode.Load(
-        batches, PROMPT_TOKENS.value, NEW_TOKENS.value, REPETITIONS.value, REQUESTS.value, COMPILE_SECONDS.value
+        batches() or bench_decode.Load.batches,
+        PROMPT_TOKENS.value,
+        NEW_TOKENS.value,
+        REPETITIONS.value,
+        REQUESTS.value,
+        COMPILE_SECONDS.value,
     )
     if AGAINST.value:
         bench_torch.modules()  # first of all: without them nothing is measured
-    dtype, peer = DTYPE.value, bench_torch if AGAINST.value else None
+    dtype, peer = DTYPE.value or "float32", bench_torch if AGAINST.value else None
     if WORKDIR.value is not None:
         models = {os.path.basename(os.path.abspath(WORKDIR.value)): lambda: bench_decode.loaded(WORKDIR.value, dtype)}
     else:
-        models = {size: functools.partial(bench_decode.made, size, dtype) for size in SIZE.value or ["1m"]}
-    results = bench_decode.suite(models, load, dtype, peer, lambda line: print(line, file=sys.stderr, flush=True))
+        models = {size: functools.partial(bench_decode.made, size, dtype) for size in sizes}
+    results = bench_decode.suite(models, load, dtype, peer, say)
     if OUTPUT.value:
         bench_decode.plot(results, OUTPUT.value + ".png")
     return {"load": dataclasses.asdict(load) | {"dtype": dtype}} | results
@@ -172,12 +236,13 @@ def rl_suite() -> dict[str, dict]:
     from launch import bench_rl
 
     load = bench_rl.Load(tuple(common.seeds(SEEDS.value)), UPDATES.value)
-    say = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
     return bench_rl.suite(PARENT.value, load, AGAINST.value is not None, say)
 
 
-SUITES = {"data": data_suite, "startup": startup_suite, "decode": decode_suite, "rl": rl_suite}
-PEERS = {"torch": "decode", "trl": "rl"}
+SUITES = {
+    "data": data_suite, "startup": startup_suite, "train": train_suite, "decode": decode_suite, "rl": rl_suite,
+}  # fmt: skip
+PEERS = {"torch": ("train", "decode"), "trl": ("rl",)}
 
 
 def table(results: dict[str, dict]) -> str:
@@ -200,8 +265,8 @@ def table(results: dict[str, dict]) -> str:
 def main() -> int:
     if SUITE.value is None:
         raise UserError(f"--suite=NAME is missing; one of: {', '.join(SUITES)}")
-    if AGAINST.value is not None and PEERS[AGAINST.value] != SUITE.value:
-        raise UserError(f"--against={AGAINST.value} is the other side of --suite={PEERS[AGAINST.value]}")
+    if AGAINST.value is not None and SUITE.value not in PEERS[AGAINST.value]:
+        raise UserError(f"--against={AGAINST.value} is the other side of --suite={' or '.join(PEERS[AGAINST.value])}")
     results = SUITES[SUITE.value]()
     about = machine()
     print(table(results))

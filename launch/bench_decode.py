@@ -164,7 +164,7 @@ def copy_bandwidth(size: int = COPY_BYTES) -> float:
     return max(2 * size / min(times) for times in in_turn(arms, 5).values())
 
 
-def _spread(values: Sequence[float]) -> dict[str, float]:
+def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
@@ -187,7 +187,7 @@ def fixed(cfg: ModelConfig, params, arms: Mapping[str, Arm], load: Load, batch: 
     results = {}
     for name, times in seconds.items():
         results[name] = {
-            "seconds": _spread(times),
+            "seconds": spread(times),
             "tokens per second": batch * load.new / statistics.median(times),
             "ms to the first token": 1e3 * statistics.median(starts[name]),
         }
@@ -254,7 +254,7 @@ def continuous(
     mine = np.concatenate(ids[OURS])
     results = {
         name: {
-            "seconds": _spread(times),
+            "seconds": spread(times),
             "requests per second": load.requests / statistics.median(times),
             "tokens per second": sum(limits) / statistics.median(times),
             "same greedy tokens": float(np.mean(np.concatenate(ids[name]) == mine)),
@@ -271,7 +271,7 @@ def compared(seconds: Mapping[str, Sequence[float]]) -> dict:
     if not others:
         return {}
     best = min(others, key=lambda n: statistics.median(seconds[n]))
-    ratios = {n: _spread([t / o for t, o in zip(seconds[n], seconds[OURS])]) for n in others}
+    ratios = {n: spread([t / o for t, o in zip(seconds[n], seconds[OURS])]) for n in others}
     return {
         "times as fast": {"as": best} | ratios[best],
         "times as fast as": {n: r["median"] for n, r in ratios.items()},

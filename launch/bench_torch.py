@@ -31,13 +31,16 @@ def modules():
     return torch, transformers
 
 
-def model(cfg: ModelConfig, params, dtype: str, context: int):
-    """The same model as a transformers one, on the device that JAX uses, with as many threads as this process may."""
+def model(cfg: ModelConfig, params, dtype: str, context: int, **changes):
+    """The same model as a transformers one, on the device that JAX uses, with as many threads as this process may.
+
+    changes: of its config, how it computes what it computes.
+    """
     torch, transformers = modules()
     family, about = to_hf.config_to_hf(cfg, context)
     arrays = to_hf.tensors(cfg, family, jax.device_get(params))
     kind = about.pop("model_type")
-    about |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0}
+    about |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0} | changes
     made = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **about))
     state = {name: torch.from_numpy(np.array(x, np.float32)) for name, x in arrays.items()}
     missing, unexpected = made.load_state_dict(state, strict=False)
@@ -74,7 +77,7 @@ def _generate(made, **settings) -> Arm:
 
 
 @contextlib.contextmanager
-def _at_most(seconds: int) -> Iterator[None]:
+def at_most(seconds: int) -> Iterator[None]:
     """Raises TimeoutError after so many seconds of what is done in the block."""
 
     def late(*_):
@@ -132,11 +135,11 @@ def continuous(made, load: Load, slots: int, say: Callable[[str], None]) -> Iter
             if [len(i) for i in ids] == [2, load.new]:
                 found = {"torch, continuous": arm}
         except Exception as e:
-            say(f"without transformers' continuous batching: {_line(e)}")
+            say(f"without transformers' continuous batching: {line(e)}")
         yield found
 
 
-def _line(e: Exception) -> str:
+def line(e: Exception) -> str:
     return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
 
 
@@ -160,7 +163,7 @@ def arms(cfg: ModelConfig, params, dtype: str, load: Load, say: Callable[[str], 
         arm = _generate(made, cache_implementation="static", compile_config=how)
         begin = time.perf_counter()
         try:
-            with _at_most(load.compile_seconds):
+            with at_most(load.compile_seconds):
                 for batch in (2, *load.batches):
                     arm([[1] * load.prompt] * batch, [load.new] * batch)
             found["torch, compiled"] = arm
@@ -168,5 +171,5 @@ def arms(cfg: ModelConfig, params, dtype: str, load: Load, say: Callable[[str], 
         except TimeoutError:
             say(f"without torch.compile: not done within --compile_seconds={load.compile_seconds}")
         except Exception as e:  # whatever the compiler lacks on this machine
-            say(f"without torch.compile: {_line(e)}")
+            say(f"without torch.compile: {line(e)}")
     return found, logits, made

@@ -37,4 +37,7 @@ def test_packing_and_steps(few_words):
 
 def test_without_a_suite_it_says_which_there_are():
     done = subprocess.run([sys.executable, "-m", "launch.bench"], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr == "error: --suite=NAME is missing; one of: data, startup, decode, rl\n"
+    assert (
+        done.returncode == 2
+        and done.stderr == "error: --suite=NAME is missing; one of: data, startup, train, decode, rl\n"
+    )

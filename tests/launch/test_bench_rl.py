@@ -170,7 +170,7 @@ def test_bad_input(tmp_path, monkeypatch):
     tiny_run.make(tmp_path / "other")
     for options, message in (
         ({"suite": "decode", "against": "trl"}, "--against=trl is the other side of --suite=rl"),
-        ({"suite": "rl", "against": "torch"}, "--against=torch is the other side of --suite=decode"),
+        ({"suite": "rl", "against": "torch"}, "--against=torch is the other side of --suite=train or decode"),
         ({"suite": "rl", "parent": "nowhere"}, "no such workdir: nowhere"),
         ({"suite": "rl", "parent": str(tmp_path / "other")}, "has not read random walks letter by letter"),
     ):
