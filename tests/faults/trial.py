@@ -1,0 +1,270 @@
+"""One trial: a run that a fault befalls, started again until it ends, and compared with one that nothing befell."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import os
+import random
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from jaxlm.run import exits
+from jaxlm.run.log import raw_metrics, read_metrics
+from launch import local
+from tests.faults import child
+from tests.faults.definitions import RL, STAGES, STEPS
+
+TIMED = ("seconds", "per_second", "utilization", "skipped_first")
+KILLED, TERMINATED = 128 + 9, 128 + 15  # as a shell tells it
+
+
+class Wrong(Exception):
+    """What happened and should not have; one line."""
+
+
+# ------------------------------------------------------------------------------------------------------- the processes
+class Forked:
+    """A process that does what a fresh one would, but for the seconds in which that would import everything.
+
+    As `launch.local` sees it, a `subprocess.Popen`. This program never starts a device of its own, so nothing but
+    modules is carried over.
+    """
+
+    def __init__(self, spec: dict, output: Path, environ: dict[str, str]):
+        sys.stdout.flush()
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 1
+            try:
+                os.setsid()
+                target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                os.dup2(target, 1), os.dup2(target, 2)
+                os.environ |= environ
+                code = child.main(spec)
+                sys.stdout.flush(), sys.stderr.flush()
+            finally:
+                os._exit(code)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+
+def started(spec: dict, output: Path, processes: int = 1) -> int:
+    """Runs the child as so many processes; the exit code of the first that ended badly, of the others otherwise."""
+    port, found = local.free_port(), []
+    try:
+        for i in range(processes):
+            environ = {"JAXLM_COORDINATOR": f"127.0.0.1:{port}", "JAXLM_PROCESSES": str(processes)}
+            environ |= {"JAXLM_PROCESS": str(i)}
+            to = output if i == 0 else output.with_suffix(f".{i}.txt")
+            found.append(Forked(spec, to, environ if processes > 1 else {}))
+        return local.wait(found)[1]
+    finally:
+        local.tell(found, 9)
+
+
+# --------------------------------------------------------------------------------------------------------- how it ended
+@dataclasses.dataclass(frozen=True)
+class End:
+    """state: hash of every array of the last checkpoint. history: what was logged of each step, without times.
+    batches: hashes of each step's, which are several where a step was taken again."""
+
+    step: int
+    state: dict[str, str]
+    finite: bool
+    history: list[dict]
+    batches: dict[int, list[str]]
+
+
+def records(trace: Path) -> list[dict]:
+    return [json.loads(line) for line in trace.read_text().splitlines()] if trace.exists() else []
+
+
+def history(workdir: Path) -> list[dict]:
+    return [{k: v for k, v in r.items() if not any(t in k for t in TIMED)} for r in read_metrics(workdir)]
+
+
+def ended(root: Path, workdir: Path, folder: Path) -> End:
+    said = folder / "read.txt"
+    said.unlink(missing_ok=True)
+    if started({"root": str(root), "read": str(workdir)}, said):
+        raise Wrong(f"the last checkpoint cannot be read: {said.read_text().splitlines()[-1]}")
+    saved = json.loads(said.read_text().splitlines()[-1])
+    batches: dict[int, list[str]] = {}
+    for r in records(folder / "trace.jsonl"):
+        if "batch" in r:
+            batches.setdefault(r["batch"], []).append(r["sha256"])
+    return End(saved["step"], saved["arrays"], saved["finite"], history(workdir), batches)
+
+
+@functools.cache
+def whole(root: Path, stage: str, devices: int = 1, processes: int = 1, told: tuple[int, ...] | None = None) -> End:
+    """A run that nothing befalls; `told`: with the program of poisoned ones, and told to leave these steps out."""
+    if stage != "pretrain":
+        whole(root, "pretrain")  # the parent
+    plain = told is None and devices == processes == 1
+    name = stage if plain else f"{stage}-{devices}x{processes}-{'' if told is None else told}"
+    folder = root / "references" / name
+    if not (folder / "done").exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        spec = {"stage": stage, "root": str(root), "workdir": str(folder / "run"), "devices": devices}
+        spec |= {"trace": str(folder / "trace.jsonl"), "settings": {"mesh.fsdp": devices * processes}}
+        spec |= {"faults": [] if told is None else [{"do": "poison", "steps": list(told), "told": True}]}
+        if code := started(spec, folder / "start.txt", processes):
+            raise Wrong(f"the run that nothing befalls ended with {code}: {last_line(folder / 'start.txt')}")
+        (folder / "done").touch()
+    return ended(root, folder / "run", folder)
+
+
+def last_line(file: Path) -> str:
+    lines = file.read_text(errors="replace").strip().splitlines() if file.exists() else []
+    return lines[-1][:300] if lines else "(nothing was said)"
+
+
+# -------------------------------------------------------------------------------------------------------------- a trial
+@dataclasses.dataclass
+class Trial:
+    """What a fault's script is written in. Each method raises `Wrong` where something else comes out than must."""
+
+    root: Path
+    stage: str
+    name: str
+    seed: int
+
+    def __post_init__(self):
+        self.folder = self.root / "trials" / f"{self.stage}-{self.name}-{self.seed}".replace(" ", "_")
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        self.workdir, self.data, self.trace = self.folder / "run", None, self.folder / "trace.jsonl"
+        self.rng = random.Random(f"{self.stage}/{self.name}/{self.seed}")
+        self.at, self.codes = "", []
+
+    @property
+    def is_rl(self) -> bool:
+        return self.stage in RL
+
+    @property
+    def turn(self) -> int:
+        """A number that goes through all residues over the seeds, and is another one for each stage."""
+        return self.seed + 2 * STAGES.index(self.stage)
+
+    @property
+    def said(self) -> str:
+        """stderr and stdout of the last start, of its first process."""
+        return (self.folder / f"start-{len(self.codes)}.txt").read_text(errors="replace")
+
+    def start(self, *faults: dict, expect=(exits.EXIT_DONE,), devices=1, processes=1, settings=None) -> int:
+        """Starts or resumes the run; its exit code, which must be one of `expect`. faults: as the child takes them."""
+        settings = {"mesh.fsdp": devices * processes} | (settings or {})
+        spec = {"stage": self.stage, "root": str(self.root), "workdir": str(self.workdir), "trace": str(self.trace)}
+        spec |= {"data": self.data, "devices": devices, "settings": settings, "faults": list(faults)}
+        output = self.folder / f"start-{len(self.codes) + 1}.txt"
+        (self.folder / f"start-{len(self.codes) + 1}.json").write_text(json.dumps(spec))
+        code = started(spec, output, processes)
+        self.codes.append(code)
+        if code not in expect:
+            raise Wrong(f"exit code {code}, not {' or '.join(map(str, expect))}: {last_line(output)}")
+        return code
+
+    def struck(self) -> dict | None:
+        """Where the last fault struck; None where the run was over before."""
+        return next((r for r in reversed(records(self.trace)) if "struck" in r), None)
+
+    def interrupted(self, step: int, **options) -> None:
+        """Starts the run, and has it stop and save after so many steps."""
+        self.at = f"saved at step {step}"
+        term = {"do": "signal", "number": "SIGTERM", "phase": "data", "entry": step}
+        self.start(term, expect=(exits.EXIT_PREEMPTED,), **options)
+
+    def newest(self) -> Path:
+        """The folder of the newest checkpoint."""
+        return max((p for p in (self.workdir / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+
+    def says(self, *words: str) -> None:
+        said = self.said
+        for word in words:
+            if word not in said:
+                raise Wrong(f"it should say {word!r}, and says: {said.strip().splitlines()[-1][:200] if said else ''}")
+
+    def refused(self, *words: str) -> None:
+        """The last start ended in one clear line and has not touched a checkpoint."""
+        self.says("error: ", *words)
+        if "Traceback" in self.said:
+            raise Wrong("a traceback instead of one clear line")
+
+    def end(self) -> End:
+        found = ended(self.root, self.workdir, self.folder)
+        times = [r["seconds"] for r in raw_metrics(self.workdir)]
+        if times != sorted(times):
+            raise Wrong("the log's seconds go backwards")
+        return found
+
+    def same(self, **variant) -> None:
+        """Bit for bit where the uninterrupted run ended: parameters, optimizer, counters, log, and every batch."""
+        mine, reference = self.end(), whole(self.root, self.stage, **variant)
+        if mine.step != reference.step:
+            raise Wrong(f"it ended at step {mine.step}, not {reference.step}")
+        if lines := [k for k, v in reference.state.items() if mine.state.get(k) != v]:
+            raise Wrong(f"{len(lines)} of {len(reference.state)} arrays differ, the first {lines[0]}")
+        if mine.state.keys() != reference.state.keys():
+            raise Wrong("the last checkpoints have other arrays")
+        self._same_batches(mine, reference)
+        for one, other in zip(mine.history, reference.history):
+            if lines := [k for k in one.keys() | other.keys() if not _equal(one.get(k), other.get(k))]:
+                raise Wrong(f"the logs of step {other['step']} differ in {lines[0]}")
+        if len(mine.history) != len(reference.history):
+            raise Wrong(f"{len(mine.history)} steps in the log, not {len(reference.history)}")
+
+    def near(self, tolerance: float = 1e-4) -> None:
+        """The same batches, and losses within what another order of float32 sums gives."""
+        mine, reference = self.end(), whole(self.root, self.stage)
+        if mine.step != reference.step:
+            raise Wrong(f"it ended at step {mine.step}, not {reference.step}")
+        self._same_batches(mine, reference)
+        for one, other in zip(mine.history, reference.history):
+            for name in ("train/loss", "eval/all/loss", "train/reward"):
+                if name in other and not math.isclose(one[name], other[name], rel_tol=tolerance, abs_tol=tolerance):
+                    raise Wrong(f"{name} of step {other['step']} is {one[name]:.7g}, not {other[name]:.7g}")
+
+    @staticmethod
+    def _same_batches(mine: End, reference: End) -> None:
+        if mine.batches.keys() != reference.batches.keys():
+            raise Wrong(f"batches of steps {sorted(mine.batches)}, not of {sorted(reference.batches)}")
+        for step, hashes in mine.batches.items():
+            if set(hashes) != set(reference.batches[step]):
+                raise Wrong(f"another batch at step {step}")
+
+    def skipped(self, steps: tuple[int, ...]) -> None:
+        """The log says of exactly these steps that they were left out, and the run went as one told to do so."""
+        mine, reference = self.end(), whole(self.root, self.stage, told=steps)
+        counted = [(r["step"], r["train/skipped"]) for r in mine.history if "train/skipped" in r]
+        wanted = [(n, float(sum(s < n for s in steps))) for n in range(1, STEPS + 1)]
+        if counted != wanted:
+            raise Wrong(f"skipped by step {counted}, not {wanted}")
+        if not mine.finite:
+            raise Wrong("a value of the last checkpoint is not finite")
+        if lines := [k for k, v in reference.state.items() if mine.state.get(k) != v]:
+            raise Wrong(f"{len(lines)} of {len(reference.state)} arrays differ, the first {lines[0]}")
+
+
+def _equal(a, b) -> bool:
+    return a == b or (isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b))
+
+
+@contextlib.contextmanager
+def timed(record: dict):
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        record["seconds"] = round(time.monotonic() - began, 2)
