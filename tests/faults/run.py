@@ -4,7 +4,7 @@ usage:
   python -m tests.faults.run --trials=N [--seed=S] [--stage=NAME]... [--fault=NAME]... --output=FILE.jsonl
 
 Every pair of a stage and a fault takes its turn, the next round with the next seed. One trial again, as it was:
-  python -m tests.faults.run --trials=1 --seed=SEED --stage=STAGE --fault=FAULT --output=one.jsonl
+  python -m tests.faults.run --only=STAGE/FAULT/SEED --output=one.jsonl
 
 In --folder stand the runs that nothing befell, what was compiled, and the run directories of trials that went wrong;
 without it all of these are thrown away. Exit codes: 0 all came out as they must; 1 some did not.
@@ -31,6 +31,7 @@ TRIALS = flags.DEFINE_integer("trials", None, "So many trials; unset, each stage
 SEED = flags.DEFINE_integer("seed", 0, "Of the first round.")
 STAGE = flags.DEFINE_multi_enum("stage", [], STAGES, "Only this stage; may be repeated.")
 FAULT = flags.DEFINE_multi_enum("fault", [], [f.name for f in FAULTS], "Only this fault; may be repeated.")
+ONLY = flags.DEFINE_multi_string("only", [], "STAGE/FAULT/SEED: this trial; may be repeated.")
 OUTPUT = flags.DEFINE_string("output", None, "File that gets a JSON line for each trial.")
 FOLDER = flags.DEFINE_string("folder", None, "Folder to work in, kept for the next time.")
 
@@ -70,20 +71,34 @@ def table(records: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def main() -> int:
-    if OUTPUT.value is None:
-        raise UserError("--output=FILE.jsonl is missing: what happened in each trial")
-    logging.set_verbosity(logging.ERROR)
+def chosen() -> list[tuple[str, Fault, int]]:
+    """(stage, fault, seed) of each trial."""
+    if ONLY.value:
+        known = {f"{s}/{f.name}": (s, f) for f in FAULTS for s in f.stages}
+        parts = [text.rpartition("/") for text in ONLY.value]
+        if wrong := [
+            text for (pair, _, seed), text in zip(parts, ONLY.value) if pair not in known or not seed.isdigit()
+        ]:
+            raise UserError(f"--only={wrong[0]} is not STAGE/FAULT/SEED, such as {next(iter(known))}/0")
+        return [(*known[pair], int(seed)) for pair, _, seed in parts]
     stages, faults = STAGE.value or STAGES, FAULT.value or [f.name for f in FAULTS]
     pairs = [(s, f) for f in FAULTS for s in stages if f.name in faults and s in f.stages]
     if not pairs:
         raise UserError("no such fault befalls this stage")
     turns = ((s, f, SEED.value + i) for i in itertools.count() for s, f in pairs)
+    return list(itertools.islice(turns, TRIALS.value or len(pairs)))
+
+
+def main() -> int:
+    if OUTPUT.value is None:
+        raise UserError("--output=FILE.jsonl is missing: what happened in each trial")
+    logging.set_verbosity(logging.ERROR)
+    todo = chosen()
     folder = FOLDER.value or tempfile.mkdtemp(prefix="faults-")
     records = []
     try:
         with open(OUTPUT.value, "w") as out:
-            for stage, fault, seed in itertools.islice(turns, TRIALS.value or len(pairs)):
+            for stage, fault, seed in todo:
                 r = trial(stage, fault, seed, Path(folder).absolute())
                 records.append(r)
                 print(json.dumps(r), file=out, flush=True)

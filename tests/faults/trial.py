@@ -131,6 +131,42 @@ def last_line(file: Path) -> str:
     return lines[-1][:300] if lines else "(nothing was said)"
 
 
+# ------------------------------------------------------------------------------------------------------- what differs
+def same_state(mine: End, other: End) -> None:
+    if mine.step != other.step:
+        raise Wrong(f"it ended at step {mine.step}, not {other.step}")
+    if differ := [k for k in {**other.state, **mine.state} if mine.state.get(k) != other.state.get(k)]:
+        raise Wrong(f"{len(differ)} of {len(other.state)} arrays differ, the first {differ[0]}")
+
+
+def same_batches(mine: End, other: End) -> None:
+    """A step that was taken again has had the same batch each time."""
+    if mine.batches.keys() != other.batches.keys():
+        raise Wrong(f"batches of steps {sorted(mine.batches)}, not of {sorted(other.batches)}")
+    if differ := [n for n, hashes in mine.batches.items() if set(hashes) != set(other.batches[n])]:
+        raise Wrong(f"another batch at step {differ[0]}")
+
+
+def _pairs(mine: End, other: End):
+    steps = [[r["step"] for r in end.history] for end in (mine, other)]
+    if steps[0] != steps[1]:
+        raise Wrong(f"a log of the steps {steps[0]}, not of {steps[1]}")
+    return zip(mine.history, other.history)
+
+
+def same_history(mine: End, other: End) -> None:
+    for one, two in _pairs(mine, other):
+        if differ := [k for k in {**two, **one} if repr(one.get(k)) != repr(two.get(k))]:  # NaN is NaN
+            raise Wrong(f"the logs of step {two['step']} differ in {differ[0]}: {one.get(differ[0])}")
+
+
+def near_history(mine: End, other: End, tolerance: float) -> None:
+    for one, two in _pairs(mine, other):
+        for name in ("train/loss", "eval/all/loss", "train/reward"):
+            if name in two and not math.isclose(one[name], two[name], rel_tol=tolerance, abs_tol=tolerance):
+                raise Wrong(f"{name} of step {two['step']} is {one[name]:.7g}, not {two[name]:.7g}")
+
+
 # -------------------------------------------------------------------------------------------------------------- a trial
 @dataclasses.dataclass
 class Trial:
@@ -211,54 +247,28 @@ class Trial:
 
     def same(self, **variant) -> None:
         """Bit for bit where the uninterrupted run ended: parameters, optimizer, counters, log, and every batch."""
-        mine, reference = self.end(), whole(self.root, self.stage, **variant)
-        if mine.step != reference.step:
-            raise Wrong(f"it ended at step {mine.step}, not {reference.step}")
-        if lines := [k for k, v in reference.state.items() if mine.state.get(k) != v]:
-            raise Wrong(f"{len(lines)} of {len(reference.state)} arrays differ, the first {lines[0]}")
-        if mine.state.keys() != reference.state.keys():
-            raise Wrong("the last checkpoints have other arrays")
-        self._same_batches(mine, reference)
-        for one, other in zip(mine.history, reference.history):
-            if lines := [k for k in one.keys() | other.keys() if not _equal(one.get(k), other.get(k))]:
-                raise Wrong(f"the logs of step {other['step']} differ in {lines[0]}")
-        if len(mine.history) != len(reference.history):
-            raise Wrong(f"{len(mine.history)} steps in the log, not {len(reference.history)}")
+        mine, other = self.end(), whole(self.root, self.stage, **variant)
+        same_state(mine, other)
+        same_batches(mine, other)
+        same_history(mine, other)
 
     def near(self, tolerance: float = 1e-4) -> None:
         """The same batches, and losses within what another order of float32 sums gives."""
-        mine, reference = self.end(), whole(self.root, self.stage)
-        if mine.step != reference.step:
-            raise Wrong(f"it ended at step {mine.step}, not {reference.step}")
-        self._same_batches(mine, reference)
-        for one, other in zip(mine.history, reference.history):
-            for name in ("train/loss", "eval/all/loss", "train/reward"):
-                if name in other and not math.isclose(one[name], other[name], rel_tol=tolerance, abs_tol=tolerance):
-                    raise Wrong(f"{name} of step {other['step']} is {one[name]:.7g}, not {other[name]:.7g}")
-
-    @staticmethod
-    def _same_batches(mine: End, reference: End) -> None:
-        if mine.batches.keys() != reference.batches.keys():
-            raise Wrong(f"batches of steps {sorted(mine.batches)}, not of {sorted(reference.batches)}")
-        for step, hashes in mine.batches.items():
-            if set(hashes) != set(reference.batches[step]):
-                raise Wrong(f"another batch at step {step}")
+        mine, other = self.end(), whole(self.root, self.stage)
+        same_batches(mine, other)
+        near_history(mine, other, tolerance)
 
     def skipped(self, steps: tuple[int, ...]) -> None:
         """The log says of exactly these steps that they were left out, and the run went as one told to do so."""
-        mine, reference = self.end(), whole(self.root, self.stage, told=steps)
+        mine, other = self.end(), whole(self.root, self.stage, told=steps)
         counted = [(r["step"], r["train/skipped"]) for r in mine.history if "train/skipped" in r]
         wanted = [(n, float(sum(s < n for s in steps))) for n in range(1, STEPS + 1)]
         if counted != wanted:
             raise Wrong(f"skipped by step {counted}, not {wanted}")
         if not mine.finite:
             raise Wrong("a value of the last checkpoint is not finite")
-        if lines := [k for k, v in reference.state.items() if mine.state.get(k) != v]:
-            raise Wrong(f"{len(lines)} of {len(reference.state)} arrays differ, the first {lines[0]}")
-
-
-def _equal(a, b) -> bool:
-    return a == b or (isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b))
+        same_state(mine, other)
+        same_batches(mine, other)
 
 
 @contextlib.contextmanager
