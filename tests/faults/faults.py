@@ -7,7 +7,7 @@ from pathlib import Path
 from jaxlm.run import exits, manifest
 from tests.faults import definitions
 from tests.faults.definitions import SAVE_EVERY, STAGES, STEPS
-from tests.faults.trial import KILLED, TERMINATED, Trial, Wrong
+from tests.faults.trial import ABORTED, KILLED, TERMINATED, Trial, Wrong
 from tests.full_disk import small_disk
 
 
@@ -129,7 +129,8 @@ def clock_jumps(t: Trial) -> None:
     t.same()
 
 
-def lose_a_process(t: Trial, lost: str = "SIGKILL", expect=(KILLED,)) -> None:
+def lose_a_process(t: Trial, lost: str = "SIGKILL", expect=(KILLED, 1, ABORTED)) -> None:
+    """Whichever ends first: the one that is lost, or the other, whose connection it was."""
     victim, step = t.rng.randint(0, 1), t.rng.randint(2, STEPS - 2)
     t.at = f"process {victim} at step {step}"
     t.start(signalled(lost, phase="data", entry=step, process=victim), processes=2, expect=expect)

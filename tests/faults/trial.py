@@ -19,7 +19,7 @@ from tests.faults import child
 from tests.faults.definitions import RL, STAGES, STEPS
 
 TIMED = ("seconds", "per_second", "utilization", "skipped_first")
-KILLED, TERMINATED = 128 + 9, 128 + 15  # as a shell tells it
+ABORTED, KILLED, TERMINATED = 128 + 6, 128 + 9, 128 + 15  # as a shell tells it
 
 
 class Wrong(Exception):
