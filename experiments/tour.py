@@ -92,7 +92,7 @@ def _verified(tour: Tour, parent: str) -> Experiment:
 
 
 def tiny() -> Tour:
-    """To see it learn, an hour or two on two CPU cores."""
+    """To see it learn, about an hour on two CPU cores."""
     world = World(
         people=People(
             count=200,
