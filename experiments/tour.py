@@ -183,7 +183,7 @@ def smoke() -> Tour:
         t,
         world=replace(world, problems=300),
         text=EmbeddedPython(),
-        base=override(t.base, short | {"train.steps": 240}),
+        base=override(t.base, short | {"train.steps": 120}),
         midtrain=override(t.midtrain, short | {"train.steps": 40, "data.sources.0.count": 1000}),
         assistant=override(t.assistant, short | {"train.steps": 40, "data.sources.0.count": 1000}),
         honest=override(t.honest, short | {"train.steps": 20, "data.sources.0.count": 1000}),
