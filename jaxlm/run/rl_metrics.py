@@ -101,7 +101,7 @@ HELP: dict[str, Help] = {
     "critic/learning_rate": Help("of the critic", course="follows its schedule"),
     "gradient_norm": Help("before clipping; a jump by ten times is a bad batch", 0.0, 1e3),
     "skipped": Help("steps without a single finite update", 0.0, 0.0),
-    "updates_skipped": Help("updates left out as not finite", 0.0, 0.0),
+    "updates_skipped": Help("updates left out: not finite, or spikes", 0.0, 0.0),
     "rows": Help("packed rows that the step's responses take", 1.0),
     "row_fill": Help("share of the packed rows that is no padding", 0.5, 1.0),
     "tools/": Help("calls, failures and seconds of the tools since this start", course="few failures beside the calls"),

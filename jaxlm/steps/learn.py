@@ -35,7 +35,7 @@ class RLState:
     """All that a run needs to go on as if it had not stopped. The first two fields are the policy's, under the names
     by which any run's parameters are found.
 
-    updates, updates_skipped: gradient steps of the policy, and those left out as non-finite. step: rollouts, the place
+    updates, updates_skipped: gradient steps of the policy, and those left out. step: rollouts, the place
     among the prompts. skipped: steps without a single finite update. kl_coefficient: of the KL in the reward.
     """
 
