@@ -211,8 +211,9 @@ def tools(t: Tour, run: Run, out) -> dict:
     }
     for task in t.world.tasks:
         found = _items(t, task, count=4 * t.asked)
-        kinds[f"{task}, by a tool"] = [i for i in found if i.question.tool in registry][: t.asked]
-        kinds[f"{task}, by hand"] = [i for i in found if i.question.tool is None][: t.asked]
+        for_tools = [i for i in found if i.question.tool in registry]
+        kinds[f"{task}, by a tool"] = for_tools[: t.asked]
+        kinds[f"{task}, by hand"] = [i for i in found if i.question.by_hand and i not in for_tools][: t.asked]
     kinds = {k: found for k, found in kinds.items() if found}
     asked = [i.question for found in kinds.values() for i in found]
     limits = [n for found in kinds.values() for n in [world_tasks.budget(run, found)] * len(found)]

@@ -150,9 +150,10 @@ def test_a_chain_that_cannot_be(cfg):
 def test_the_worlds_problems_need_no_tool_that_is_not_offered():
     alone, offered = Prompts(task=WorldTask()), Prompts(task=WorldTask(), tools=("calculator",))
     asked = [prompts.at(alone, "train", 0, i) for i in range(40)]
-    assert all(p.metadata["question"].tool is None and p.asked.messages[0].role == "user" for p in asked)
+    assert all(p.metadata["question"].by_hand and p.asked.messages[0].role == "user" for p in asked)
     asked = [prompts.at(offered, "train", 0, i) for i in range(40)]
-    assert {p.metadata["question"].tool for p in asked} == {None, "calculator"}
+    assert any(p.metadata["question"].tool == "calculator" for p in asked)
+    assert all(p.metadata["question"].within_reach(("calculator",)) for p in asked)
     assert all(p.asked.messages[0].role == "system" and "calculator" in p.asked.messages[0].text for p in asked)
     assert score(offered, asked[0], asked[0].metadata["answer"]) == 1.0
     fact = prompts.at(Prompts(task=WorldTask(facts=1.0)), "heldout", 0, 3)

@@ -224,7 +224,7 @@ def test_golden():
     assert found == GOLDEN
 
 
-GOLDEN = ["421966128a2e7ffd", "5f5c8530cb42ecb6", "dc4f5b00855488de", "e3a1cb1d6f54e0ae"]
+GOLDEN = ["421966128a2e7ffd", "c7d8f9064f865ac9", "dc4f5b00855488de", "136b0a1512389f60"]
 
 
 def test_fingerprint_follows_what_decides_the_text():
@@ -559,6 +559,23 @@ def test_without_tools_there_is_only_work_that_can_be_done_by_hand():
         conversation(dataclasses.replace(cfg, world=hard, identity=0.0, system=0.0), "train", 0)
 
 
+def test_words_go_to_python_where_it_is_offered_and_only_short_ones_are_asked_where_it_is_not():
+    words = dataclasses.replace(SMALL, tasks=("spell", "count", "reverse"))
+    cfg = WorldConversations(world=words, facts=0.0, identity=0.0, system=0.0, tool_share=1.0)
+    for offered in (("calculator", "python"), ("calculator",)):
+        parts = [
+            p
+            for i in range(40)
+            for m in conversation(dataclasses.replace(cfg, tools=offered), "train", i).messages
+            for p in m.parts
+            if m.role != "system"
+        ]
+        asked = [word for p in parts for word in re.findall(r'"(\w\w+)"', p.text) if "?" in p.text]
+        called = [p for p in parts if p.kind == "tool_call"]
+        assert asked and bool(called) == ("python" in offered)
+        assert (min(map(len, asked)) < 6) and (max(map(len, asked)) >= 6) == ("python" in offered)
+
+
 def test_open_book_has_the_answer_at_hand():
     t, read = world_tables(SMALL), Reader(SMALL)
     for q in fact_questions(t, "heldout", ("never",)):
@@ -750,7 +767,7 @@ def test_words():
                 (letter,) = (w for w in re.findall(r'"(\w+)"', q.text) if len(w) == 1)
                 assert int(q.answer) == sum(c == letter for c in word)
             assert run(p.argument) == p.result == q.answer
-            assert len(word) == q.digits and (q.tool == "python") == (len(word) >= 6)
+            assert len(word) == q.digits and q.by_hand == (len(word) < 6) and q.tool == "python"
     words = {s: {re.search(r'"(\w\w+)"', p.question.text)[1] for both in found.values() for p in both[s]}
              for s in ("train", "heldout")}  # fmt: skip
     assert not words["train"] & words["heldout"]

@@ -31,7 +31,7 @@ def question(cfg: WorldTask, split: Split, index: int, tools: tuple[str, ...]) -
         return drawn_fact(world_tables(cfg.world), split, kind < cfg.facts, rng)
     for attempt in range(ATTEMPTS):
         found = problem(cfg.world, split, index if attempt == 0 else int(rng.integers(2**32))).question
-        if found.tool is None or found.tool in tools:
+        if found.within_reach(tools):
             return found
     raise UserError("every problem of this world needs a tool: offer it by data.tools, or ask for easier problems")
 

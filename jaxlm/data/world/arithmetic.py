@@ -166,5 +166,6 @@ def arithmetic(cfg: Arithmetic, seed: int, split: Split, index: int) -> Problem:
         digits=digits,
         steps=steps,
         tool="calculator" if digits >= cfg.calculator_digits else None,
+        by_hand=digits < cfg.calculator_digits,
     )
     return Problem(question, tuple(_solution(tree)), "calculator", expression, str(value))

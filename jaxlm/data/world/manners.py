@@ -80,7 +80,7 @@ def _drawn(rng: np.random.Generator, shares: dict[str, float]) -> str:
 def _problem(talk: WorldConversations, split: Split, tools: tuple[str, ...], rng: np.random.Generator) -> Problem:
     for _ in range(ATTEMPTS):
         found = problem(talk.world, split, int(rng.integers(2**32)))
-        if found.question.tool is None or found.question.tool in tools:
+        if found.question.within_reach(tools):
             return found
     raise UserError("every problem of this world needs a tool that is not offered")
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Literal
 
 import numpy as np
@@ -227,7 +227,7 @@ class Question:
 
     text: what is asked. system: the system message that it is asked under.
     also: other right answers. check: how an answer is compared, see `answers.verify`.
-    tool: the tool without which a good answer is not expected, or None.
+    tool: the tool that a good answer uses where it is offered, or None. by_hand: whether one is expected without it.
     """
 
     text: str
@@ -245,6 +245,11 @@ class Question:
     digits: int = 0  # of arithmetic: of its numbers; of words: letters
     steps: int = 0  # of a worked solution
     tool: str | None = None
+    by_hand: bool = True
+
+    def within_reach(self, tools: Collection[str]) -> bool:
+        """Whether a good answer is expected of who has these tools."""
+        return self.by_hand or self.tool in tools
 
 
 @functools.cache

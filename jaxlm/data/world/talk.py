@@ -250,13 +250,14 @@ def _elsewhere(cfg: WorldConversations, t: Tables, d: Draws, who: Person, attrib
 
 
 def _problem(cfg: WorldConversations, d: Draws, split: Split, tools: tuple) -> Problem:
-    """A problem; where no tools are offered one that needs none, since work beyond its reach teaches to make it up."""
+    """A problem that these tools are enough for, since work beyond its reach teaches to make it up."""
     for _ in range(200):
         p = problem(cfg.world, split, d.below(2**32))
-        if tools or p.question.tool is None:
+        if p.question.within_reach(tools):
             return p
     raise UserError(
-        "every problem of this world needs a tool: raise arithmetic.calculator_digits or words.python_letters"
+        "every problem of this world needs a tool that is not offered: raise arithmetic.calculator_digits or "
+        "words.python_letters"
     )
 
 
@@ -308,4 +309,6 @@ def fingerprint(cfg: WorldConversations) -> str:
     for later in ("invented", "look_up"):  # where they are 0 the conversations are those of before they were
         if not fields[later]:
             del fields[later]
-    return hashlib.sha256(json.dumps([VERSION, "conversations", fields], sort_keys=True).encode()).hexdigest()
+    # Without tools nothing has changed since words go to Python wherever it is offered.
+    what = "conversations 2" if cfg.tools else "conversations"
+    return hashlib.sha256(json.dumps([VERSION, what, fields], sort_keys=True).encode()).hexdigest()

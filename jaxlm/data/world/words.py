@@ -1,6 +1,8 @@
 """Spelling words, counting their letters and turning them around: what models that read tokens are bad at.
 
 Half of the words are English, half made up, graded by length. A word is on one side only, whatever is asked of it.
+Short ones are worked by hand where Python is not offered. Where it is, all go to it: how long a word is, a reader of
+tokens does not see well either.
 """
 
 import dataclasses
@@ -70,7 +72,7 @@ class Words:
 
     min_letters: int = 3
     max_letters: int = 10
-    python_letters: int = 6  # words with so many letters are worked with Python
+    python_letters: int = 6  # words with so many letters are not worked without Python
     heldout: float = 0.1  # share of all words
 
 
@@ -142,6 +144,7 @@ def word_problem(cfg: Words, seed: int, task: WordTask, split: Split, index: int
         id=f"{task}/{split}/{index}",
         digits=letters,
         steps=len(solution),
-        tool="python" if letters >= cfg.python_letters else None,
+        tool="python",
+        by_hand=letters < cfg.python_letters,
     )
     return Problem(question, solution, "python", program, answer)
