@@ -6,7 +6,6 @@ Legend: B batch, T length, S key length, D model width, H query heads, K key/val
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxlm.nn import attention
@@ -46,8 +45,9 @@ class Attention(nn.Module):
         keys, k, v = new, k_BTKC, v_BTKC
         if cache is not None:
             rule = dataclasses.replace(rule, ordered=False)
-            written = kv.write(cache, k_BTKC, v_BTKC, *new)
-            keys, k, v = self.cached_keys(cache, written, new, k_BTKC, v_BTKC)
+            entries = kv.entries(k_BTKC, v_BTKC, *new)
+            written = kv.write(cache, entries)
+            keys, k, v = self.cached_keys(cache, written, entries)
             cache = written
         if self.is_mutable_collection("intermediates"):
             mask = attention.mask_BTS(new, keys, rule)
@@ -59,20 +59,16 @@ class Attention(nn.Module):
         )  # fmt: skip
         return out(out_BTHC), cache
 
-    def cached_keys(self, old, written, new, k_BTKC, v_BTKC):
+    def cached_keys(self, old, written, new):
         """What the queries may attend: the cache with the new tokens in it.
 
         Several tokens at once may overwrite, in a ring, what the first of them still see: there the old entries and
         the new tokens stand side by side.
         """
-        dtype = k_BTKC.dtype
-        if new[0].shape[1] == 1 or self.cfg.window_of(self.kind) is None:
-            entries = written
-        else:
-            values = {"k": k_BTKC, "v": v_BTKC, "key_positions": new[0], "key_segments": new[1]}
-            entries = {n: jnp.concatenate([old[n], x.astype(old[n].dtype)], 1) for n, x in values.items()}
-        keys = (entries["key_positions"], entries["key_segments"])
-        return keys, entries["k"].astype(dtype), entries["v"].astype(dtype)
+        one_token = new["key_positions"].shape[1] == 1
+        entries = written if one_token or self.cfg.window_of(self.kind) is None else kv.beside(old, new)
+        k_BSKC, v_BSKC = (entries[n].astype(new[n].dtype).swapaxes(1, 2) for n in ("k", "v"))
+        return (entries["key_positions"], entries["key_segments"]), k_BSKC, v_BSKC
 
     def project(self, name, x_BTD, heads, axis):
         cfg, axes = self.cfg, ("embed", axis, "head_width")

@@ -2,9 +2,12 @@
 
 Legend: B batch (slots), T new tokens, S capacity, K key/value heads, C head width. A token at position p lies in entry
 p % capacity, so a window layer is a ring of its last `window` tokens. One row holds one sequence, whose positions count
-from 0 without gaps; a full layer's capacity must exceed the last position. A model with short convolutions also keeps,
-under `recent_*`, the last inputs of each.
+from 0 without gaps; a full layer's capacity must exceed the last position. Keys and values lie head by head, as
+attention's products read them: otherwise XLA turns the whole cache around at each step. A model with short convolutions
+also keeps, under `recent_*`, the last inputs of each.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +15,8 @@ import jax.numpy as jnp
 from jaxlm.nn.definition import ModelConfig
 
 AXES = {
-    "k": ("batch", None, "kv_heads", "head_width"),
-    "v": ("batch", None, "kv_heads", "head_width"),
+    "k": ("batch", "kv_heads", None, "head_width"),
+    "v": ("batch", "kv_heads", None, "head_width"),
     "key_positions": ("batch", None),
     "key_segments": ("batch", None),
 }
@@ -26,7 +29,7 @@ def init_cache(cfg: ModelConfig, batch: int, capacity: int):
 
     def layer(kind: str):
         size = min(capacity, cfg.window_of(kind) or capacity)
-        values = (batch, size, cfg.key_heads, cfg.head_dim)
+        values = (batch, cfg.key_heads, size, cfg.head_dim)
         entries = {
             "k": jnp.zeros(values, dtype),
             "v": jnp.zeros(values, dtype),
@@ -46,23 +49,41 @@ def cache_specs(cfg: ModelConfig):
     return tuple(AXES | recent for _ in range(cfg.layers))
 
 
+def _entry_axis(name: str) -> int:
+    return 2 if name in ("k", "v") else 1
+
+
 def clear(cache, rows_B):
     """Empties the rows where `rows_B` is true, as must be done before a row takes another sequence."""
     return tuple(layer | {"key_segments": jnp.where(rows_B[:, None], 0, layer["key_segments"])} for layer in cache)
 
 
-def write(layer: dict, k_BTKC, v_BTKC, positions_BT, segments_BT) -> dict:
-    """The layer's cache with the new tokens in it. Padding is not written, nor what a ring would drop again."""
-    capacity, T = layer["k"].shape[1], positions_BT.shape[1]
+def entries(k_BTKC, v_BTKC, positions_BT, segments_BT) -> dict:
+    """Keys and values of tokens as a layer's cache has them."""
+    k_BKTC, v_BKTC = k_BTKC.swapaxes(1, 2), v_BTKC.swapaxes(1, 2)
+    return {"k": k_BKTC, "v": v_BKTC, "key_positions": positions_BT, "key_segments": segments_BT}
+
+
+def beside(layer: dict, new: dict) -> dict:
+    """The entries of a layer's cache and `new` ones after them."""
+    return {n: jnp.concatenate([layer[n], x.astype(layer[n].dtype)], _entry_axis(n)) for n, x in new.items()}
+
+
+def write(layer: dict, new: dict) -> dict:
+    """The layer's cache with the new `entries` in it. Padding is not written, nor what a ring would drop again."""
+    positions_BT, segments_BT = new["key_positions"], new["key_segments"]
+    capacity, T = layer["key_positions"].shape[1], positions_BT.shape[1]
     real = segments_BT > 0
     if T > 1:
         last = jnp.max(jnp.where(real, positions_BT, -1), axis=1, keepdims=True)
         real &= positions_BT > last - capacity
     beyond = capacity + jax.lax.broadcasted_iota(jnp.int32, positions_BT.shape, 1)  # out of range: dropped
     entry_BT = jnp.where(real, positions_BT % capacity, beyond)
-    new = {"k": k_BTKC, "v": v_BTKC, "key_positions": positions_BT, "key_segments": segments_BT}
 
-    def put(old, entries, values):
-        return old.at[entries].set(values, mode="drop", unique_indices=True)
+    def put(name, old, entry_T, values):
+        place = (slice(None),) * (_entry_axis(name) - 1) + (entry_T,)
+        return old.at[place].set(values, mode="drop", unique_indices=True)
 
-    return layer | {n: jax.vmap(put)(layer[n], entry_BT, values.astype(layer[n].dtype)) for n, values in new.items()}
+    return layer | {
+        n: jax.vmap(functools.partial(put, n))(layer[n], entry_BT, x.astype(layer[n].dtype)) for n, x in new.items()
+    }

@@ -10,7 +10,7 @@ import pytest
 
 from jaxlm import config, tree
 from jaxlm.config import UserError
-from jaxlm.nn.cache import write
+from jaxlm.nn.cache import entries, write
 from jaxlm.nn.rope import LinearScaling
 from jaxlm.nn.transformer import (
     ModelConfig,
@@ -130,7 +130,7 @@ def test_cached_equals_full(family):
     got, cache = decode(cfg, params_of(family), *row, pieces=(9, 1, 1, 1, 1, 1))
     np.testing.assert_allclose(got, hidden(cfg, params_of(family), *row), rtol=1e-9, atol=1e-10)
     for i, layer in enumerate(cache):
-        assert layer["k"].shape[1] == (cfg.window if cfg.kind(i) == "window" else 24)
+        assert layer["k"].shape[2] == (cfg.window if cfg.kind(i) == "window" else 24)
 
 
 def test_cached_equals_full_in_chunks_around_the_ring():
@@ -181,12 +181,12 @@ def test_a_finished_row_is_left_alone_and_a_cleared_one_forgets(family):
 
 def test_a_ring_keeps_the_newest_in_whatever_order_they_come():
     layer = init_cache(FAMILIES["gemma3"], 1, 16)[0]
-    assert layer["k"].shape[1] == 3
+    assert layer["k"].shape[2] == 3
     positions = jnp.asarray([[6, 5, 4, 3, 2, 1, 0]], jnp.int32)
-    k = jnp.zeros((1, 7, *layer["k"].shape[2:])) + positions[:, :, None, None]
-    layer = jax.jit(write)(layer, k, k, positions, jnp.ones_like(positions))
+    k_BTKC = jnp.zeros((1, 7, layer["k"].shape[1], layer["k"].shape[3])) + positions[:, :, None, None]
+    layer = jax.jit(write)(layer, entries(k_BTKC, k_BTKC, positions, jnp.ones_like(positions)))
     assert sorted(layer["key_positions"][0].tolist()) == [4, 5, 6]
-    np.testing.assert_array_equal(layer["k"][0, :, 0, 0], layer["key_positions"][0])
+    np.testing.assert_array_equal(layer["k"][0, 0, :, 0], layer["key_positions"][0])
 
 
 def test_cache_dtype():

@@ -109,3 +109,15 @@ def test_greedy_takes_the_likeliest_allowed_token_and_forbidden_ones_are_never_d
     np.testing.assert_allclose(logprobs, np.asarray(jax.nn.log_softmax(logits))[np.arange(200), second], rtol=1e-6)
     drawn, _ = sample(keys, logits, ones, zeros.astype(int), ones, zeros, jnp.asarray(allowed))
     assert not np.any(np.asarray(drawn) == best)
+
+
+def test_a_draw_is_that_of_jax_and_the_likeliest_that_of_argmax():
+    logits_BV = jnp.round(4 * jax.random.normal(jax.random.key(5), (6, 50)))  # with equals
+    logits_BV = logits_BV.at[4, 3].set(jnp.nan).at[5].set(functions.REMOVED)
+    keys_B, off_B = jax.random.split(jax.random.key(6), 6), jnp.zeros(6)
+    warm_B = jnp.asarray([0.0, 1.0, 0.0, 1.0, 0.0, 0.0])
+    ids_B, _ = jax.jit(functions.sample)(keys_B, logits_BV, warm_B, off_B, off_B + 1, off_B)
+    drawn_B = jax.vmap(jax.random.categorical)(keys_B, logits_BV)
+    likeliest_B = jnp.argmax(logits_BV, axis=-1)
+    np.testing.assert_array_equal(ids_B[:4], jnp.where(warm_B > 0, drawn_B, likeliest_B)[:4])
+    np.testing.assert_array_equal(functions.likeliest(logits_BV)[4:], [0, 0])

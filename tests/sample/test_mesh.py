@@ -42,6 +42,6 @@ def test_the_cache_is_spread():
     mesh = sharding.make_mesh(sharding.MeshConfig(replica=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
         state = slots.empty(WINDOWED, 8, 32, 4, 64)
-    keys = state.cache[1]["k"]  # [B, capacity, K, C]
-    assert keys.sharding.shard_shape(keys.shape) == (2, 64, 1, 8)
+    keys = state.cache[1]["k"]  # [B, K, capacity, C]
+    assert keys.sharding.shard_shape(keys.shape) == (2, 1, 64, 8)
     assert state.ids_BN.sharding.is_fully_replicated
