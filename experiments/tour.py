@@ -142,7 +142,13 @@ def tiny() -> Tour:
     rest = sft_tiny().optimizer
     muon = Muon(lr=0.01, schedule=rest.schedule, rest=rest)
     midtrain = override(
-        sft_tiny(), {"data.sources": (replace(talk, facts=0.0),), "optimizer": muon, "train.steps": 1200}
+        sft_tiny(),
+        {
+            "data.sources": (replace(talk, facts=0.0),),
+            "optimizer": muon,
+            "train.steps": 1200,
+            "evaluation.every": 400,
+        },
     )
     assistant = override(sft_tiny(), {"data.sources": (talk,), "optimizer.lr": 5e-4, "train.steps": 600})
     # What the lessons are about is soon known by heart, and then they teach nothing of other facts. Doubt is learned
