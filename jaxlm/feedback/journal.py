@@ -37,10 +37,17 @@ class Journal:
         if whole != data:
             logging.warning("%s ended in a torn line, which was cut off", self._file)
             storage.write_bytes(self._file, whole)
-        for line in whole.splitlines():
-            record = json.loads(line)
-            if record["step"] >= first:
-                self._known[record["step"], record["key"]] = record["value"]
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                record = json.loads(line)
+                step, key, value = record["step"], record["key"], record["value"]
+            except (ValueError, KeyError, TypeError):
+                logging.warning(
+                    "%s: line %d is damaged and left out: what it answered is asked anew", self._file, number
+                )
+                continue
+            if step >= first:
+                self._known[step, key] = value
 
     def get(self, step: int, key: str, make: Callable[[], object]):
         """The value of `key` at a step: as it was, or else `make()`, which runs once whoever asks at the same time.

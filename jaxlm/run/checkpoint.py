@@ -27,6 +27,10 @@ from jaxlm import storage, tree
 from jaxlm.config import UserError
 from jaxlm.run import manifest
 
+# Seconds after which Orbax gives up a save. It counts by the time of day, which may be set while it waits; what really
+# hangs, the run's own watch finds by a clock that is never set.
+ANY_JUMP = 10 * 365 * 24 * 3600
+
 
 @dataclasses.dataclass(frozen=True)
 class Checkpointing:
@@ -192,7 +196,7 @@ class Checkpoints:
                         policies.BestN(get_metric_fn=_metric, reverse=True, n=cfg.keep_best),
                     ]
                 ),
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+                async_options=ocp.AsyncOptions(timeout_secs=ANY_JUMP, post_finalization_callback=self._seal),
                 cleanup_tmp_directories=True,
                 save_root_metadata=False,
             ),

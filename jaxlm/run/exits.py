@@ -1,5 +1,10 @@
 """How a run ends: the exit codes of every program, and the two endings that are no errors of the user's."""
 
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+
 from jaxlm.config import UserError
 
 EXIT_DONE, EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_PREEMPTED = 0, 2, 3, 42
@@ -11,6 +16,26 @@ class Diverged(Exception):
 
 class Stopped(Exception):
     """Ended early in an orderly way, preempted and saved. Exit code 42: the same command goes on from here."""
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM ends what runs inside with exit code 42, wherever it is: whatever is done so far stands, and the same
+    command goes on from there. A training loop inside handles the signal itself, and saves first."""
+
+    def handle(number, frame):
+        print("stopped by SIGTERM; the same command goes on from what is saved", file=sys.stderr)
+        raise SystemExit(EXIT_PREEMPTED)
+
+    try:
+        old = signal.signal(signal.SIGTERM, handle)
+    except ValueError:  # not the main thread: whoever runs us there handles its signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
 
 
 def code_of(e: BaseException) -> int:

@@ -74,12 +74,15 @@ def _leave(code: int) -> None:
 def joined(environ: Mapping[str, str] | None = None):
     """Makes this process one of its run's, if there are several; to be entered before anything else of jax.
 
-    When what is inside raises, this process ends as soon as the error has been told. In the usual order jax would first
-    wait for the others, for minutes, while they wait for what this one was to compute.
+    SIGTERM ends it with 42, outside the training loop too; of several processes jax's own runtime handles it. When what
+    is inside raises, this process ends as soon as the error has been told. In the usual order jax would first wait for
+    the others, for minutes, while they wait for what this one was to compute.
     """
     join(os.environ if environ is None else environ)
+    alone = contextlib.nullcontext() if jax.distributed.is_initialized() else exits.terminable()
     try:
-        yield
+        with alone:
+            yield
     except BaseException as e:
         if jax.process_count() > 1:
             atexit.register(_leave, exits.code_of(e))  # the last to be registered is the first to be called

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from jaxlm import storage
 from jaxlm.config import UserError, nearest
+from jaxlm.run import exits
 
 SCHEMA_VERSION = 1
 
@@ -81,7 +82,7 @@ def run(
     only: nothing but these, whose forerunners must be done. redo: these run again from scratch though they are done;
     one that was stopped on the way goes on.
     Raises `UserError` for an unknown name or a forerunner that is missing, and whatever a stage raises: what was done
-    before stays done.
+    before stays done. SIGTERM during a stage ends the program with exit code 42.
     """
     names = [s.name for s in stages]
     for name in [*only, *redo]:
@@ -111,7 +112,8 @@ def run(
         anew = _begin(workdir, stage.name, _hash(made)) or (stage.name in redo and record is not None)
         _file(workdir, stage.name).unlink(missing_ok=True)  # until it has ended again it is not done
         began = time.monotonic()
-        result = stage.run(done, anew)
+        with exits.terminable():
+            result = stage.run(done, anew)
         result = json.loads(json.dumps(result))  # a later start reads it from the file: the same now
         identity = result.pop("identity") if "identity" in result else _hash(result)
         record = {

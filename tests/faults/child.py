@@ -17,7 +17,6 @@ import faulthandler
 import hashlib
 import json
 import os
-import random
 import shutil
 import signal
 import sys
@@ -31,6 +30,7 @@ import numpy as np
 
 from jaxlm import config
 from jaxlm.config import UserError
+from jaxlm.optim import optimizers
 from jaxlm.run import checkpoint, exits, loop, manifest, processes, report, rl, rl_plots, train
 from jaxlm.run.goodput import Clock
 from jaxlm.steps import learn, update
@@ -60,8 +60,8 @@ class Trace:
 
 # --------------------------------------------------------------------------------------- what every run is watched by
 def watch(trace: Trace) -> None:
-    """Follows a run through its phases, and notes each of its batches by a hash."""
-    phase, stop_requests, batch, learned = Clock.phase, loop.stop_requests, train.Loader.batch, learn.learn
+    """Follows a run through its phases."""
+    phase, stop_requests = Clock.phase, loop.stop_requests
 
     @contextlib.contextmanager
     def phased(self, name):
@@ -81,6 +81,13 @@ def watch(trace: Trace) -> None:
             finally:
                 trace.looping = False
 
+    Clock.phase, loop.stop_requests = phased, looping
+
+
+def note_batches(trace: Trace) -> None:
+    """Notes each batch by a hash, one that a fault has a run leave out as well: so it comes after the faults."""
+    batch, learned = train.Loader.batch, learn.learn
+
     def noted(loader, step):
         found, trace.step = batch(loader, step), step
         note(step, loader.rows(step, np.arange(found.tokens.shape[0])).tokens.tobytes())
@@ -94,7 +101,7 @@ def watch(trace: Trace) -> None:
     def note(step, content: bytes):
         trace.write(batch=step, sha256=hashlib.sha256(content).hexdigest()[:16])
 
-    Clock.phase, loop.stop_requests, train.Loader.batch, learn.learn = phased, looping, noted, noted_rollout
+    train.Loader.batch, learn.learn = noted, noted_rollout
 
 
 def cheaper() -> None:
@@ -172,25 +179,25 @@ def fill(trace: Trace, phase: str, entry: int, file: str, left: int) -> None:
     _at(phase, entry, 0.0, strike)
 
 
-def jumping_clock(trace: Trace, seed: int) -> None:
-    """The time of day moves by hours, forth and back, a hundred times in each run."""
-    rng, now = random.Random(seed), time.time
-    offset = [rng.uniform(-12, 12) * 3600]
+def jump(trace: Trace, phase: str, entry: int, after: float, hours: float) -> None:
+    """The time of day is set."""
+    now = time.time
 
-    def jumped():
-        if rng.random() < 0.05:
-            offset[0] = rng.uniform(-12, 12) * 3600
-        return now() + offset[0]
+    def strike():
+        trace.struck("clock")
+        time.time = lambda: now() + 3600 * hours
 
-    time.time = jumped
+    _at(phase, entry, after, strike)
 
 
-def poison(trace: Trace, steps: list[int], told: bool) -> None:
-    """A value in the batch of these steps is no number. told: instead, the run is told to leave these steps out.
+def poison(trace: Trace, steps: list[int], told: bool = False, value: float = np.nan) -> None:
+    """A value in the batch of these steps is no number, or another one that it should not be. told: instead, the run is
+    told to leave these steps out.
 
     A rollout has numbers that can be poisoned. The batches of the other stages are whole numbers: they get one more
     column, of ones, by which the loss is multiplied. So a run with no such step is still another program.
     """
+    optimizers.FIRST = 2  # of 8 updates not 20 can go by before one is called a spike
     program_of, apply, minibatches, learned = train.step_function, update.update, learn.minibatches, learn.learn
 
     def step_function(e, mesh, reference=None):
@@ -203,7 +210,7 @@ def poison(trace: Trace, steps: list[int], told: bool) -> None:
             if bad and told:
                 return s.replace(step=s.step + 1, skipped=s.skipped + 1), {"skipped": s.skipped + 1, "loss": np.nan}
             ones = np.ones(batch.tokens.shape[0], np.float32)
-            ones[n % len(ones)] = np.nan if bad else 1.0
+            ones[n % len(ones)] = value if bad else 1.0
             return program(s, batch.replace(temperature=ones))
 
         return step
@@ -222,7 +229,7 @@ def poison(trace: Trace, steps: list[int], told: bool) -> None:
             at = int(np.argmax(batch.sampled_by_policy[row]))
             for values in (batch.advantages, batch.returns):
                 if values is not None:
-                    values[row, at] = np.nan
+                    values[row, at] = value
         return found
 
     def told_to_skip(learner, s, columns, step):
@@ -245,7 +252,7 @@ def poison(trace: Trace, steps: list[int], told: bool) -> None:
     learn.minibatches, learn.learn = minibatches if told else poisoned, struck
 
 
-FAULTS = {"signal": signalled, "hang": hang, "fill": fill, "clock": jumping_clock, "poison": poison}
+FAULTS = {"signal": signalled, "hang": hang, "fill": fill, "clock": jump, "poison": poison}
 
 
 # -------------------------------------------------------------------------------------------------------- the program
@@ -253,7 +260,8 @@ def definition(spec: dict):
     root = Path(spec["root"])
     data = Path(spec.get("data") or root / "data")
     e = definitions.definition(spec["stage"], data, root / "references" / "pretrain" / "run", root / "cache")
-    return config.override(e, spec.get("settings", {}))
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.get("settings", {}).items()}
+    return config.override(e, settings)
 
 
 def read(spec: dict) -> int:
@@ -284,13 +292,14 @@ def run(spec: dict) -> int:
     trace.stage = spec["stage"]
     cheaper()
     watch(trace)
-    for fault in spec.get("faults", ()):
-        here = fault.pop("process", 0) == int(os.environ.get("JAXLM_PROCESS", "0"))
-        name = fault.pop("do")
-        if here:
-            FAULTS[name](trace, **fault)
-    e = definition(spec)
     with processes.joined():
+        for fault in spec.get("faults", ()):
+            here = fault.pop("process", 0) == int(os.environ.get("JAXLM_PROCESS", "0"))
+            name = fault.pop("do")
+            if here:
+                FAULTS[name](trace, **fault)
+        note_batches(trace)
+        e = definition(spec)
         return rl.run(e, spec["workdir"], e)
 
 

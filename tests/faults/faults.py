@@ -1,13 +1,15 @@
 """Every fault that is tried: what befalls a run, and how the run must come out of it. To add one, add a line."""
 
+import collections
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 from jaxlm.run import exits, manifest
+from jaxlm.run.goodput import account, text
 from tests.faults import definitions
 from tests.faults.definitions import SAVE_EVERY, STAGES, STEPS
-from tests.faults.trial import ABORTED, KILLED, TERMINATED, Trial, Wrong
+from tests.faults.trial import ABORTED, KILLED, Trial, Wrong
 from tests.full_disk import small_disk
 
 
@@ -20,6 +22,10 @@ class Fault:
     script: Callable[[Trial], None]
     stages: tuple[str, ...] = STAGES
 
+
+SOAK_STEPS, SOAK_FAULTS = 60, 25
+# In which phases, and up to how many seconds after they are entered.
+SOAK_PHASES = {"data": 0.0, "step": 0.1, "save": 0.15, "evaluate": 0.2, "restore": 0.05, "compile": 0.5}
 
 CLASSES = {
     "interrupted": "parameters, optimizer state, log and batches bit-equal to the uninterrupted run",
@@ -79,12 +85,44 @@ def kill_again_and_again(t: Trial) -> None:
     t.same()
 
 
+def soak(t: Trial) -> None:
+    """A longer run that is stopped, killed, hung and damaged again and again. In the end its log adds up: each step
+    once, and seconds that are never more than its processes had."""
+    settings = {"train.steps": SOAK_STEPS, "train.hang_seconds": 6.0}
+    names, struck = ["SIGKILL", "SIGTERM", "SIGKILL", "SIGTERM", "hang", "flip", "tear"], collections.Counter()
+    code = None
+    while sum(struck.values()) < SOAK_FAULTS and code != exits.EXIT_DONE:
+        name, (phase, longest) = t.rng.choice(names), t.rng.choice(list(SOAK_PHASES.items()))
+        phase = "step" if name == "hang" else phase  # nobody watches over what is no training yet
+        entry, after = t.rng.randint(1, 6), round(t.rng.uniform(0, longest), 4)
+        struck[name] += 1
+        if name in ("flip", "tear"):
+            saved = [p for p in (t.workdir / "checkpoints").glob("[0-9]*")]
+            if name == "flip" and len(saved) > 1:
+                newest = max(saved, key=lambda p: int(p.name))
+                flip(t, newest / t.rng.choice(saved_files(newest)))
+            elif name == "tear":
+                tear(t)
+            continue
+        where = {"phase": phase, "entry": entry}
+        fault = {"do": "hang"} | where if name == "hang" else signalled(name, **where, after=after)
+        expect = {"SIGKILL": KILLED, "SIGTERM": exits.EXIT_PREEMPTED, "hang": 1}[name]
+        code = t.start(fault, expect=(expect, exits.EXIT_DONE), settings=settings)
+    t.start(settings=settings)
+    accounted = account(t.workdir)
+    total = sum(accounted.values())
+    told = ", ".join(f"{n} {name}" for name, n in sorted(struck.items()))
+    t.at = f"{told}; {text(accounted)}; {t.seconds:.0f} s of processes"
+    if not 0 < total <= t.seconds:
+        raise Wrong(f"the log tells of {total:.1f} s, and its processes took {t.seconds:.1f} s")
+    t.same(settings=tuple(settings.items()))
+
+
 def sigterm(t: Trial) -> None:
-    """A run at work saves and ends with 42. Before its first step and after its last one it has nothing to save."""
-    code = t.start(signalled("SIGTERM", **moment(t)), expect=(exits.EXIT_PREEMPTED, exits.EXIT_DONE, TERMINATED))
+    """It ends with 42 wherever it is, and saves where it has something to save. After its last step it may be done."""
+    code = t.start(signalled("SIGTERM", **moment(t)), expect=(exits.EXIT_PREEMPTED, exits.EXIT_DONE))
     struck = t.struck()
-    at_work = struck is not None and struck["looping"] and struck["step"] < STEPS - 2
-    if at_work and code != exits.EXIT_PREEMPTED:
+    if struck is not None and struck["step"] < STEPS - 2 and code != exits.EXIT_PREEMPTED:
         raise Wrong(f"exit code {code}, not {exits.EXIT_PREEMPTED}, from SIGTERM in phase {struck['phase']}")
     t.start()
     t.same()
@@ -121,17 +159,28 @@ def full_disk(t: Trial) -> None:
 
 
 def clock_jumps(t: Trial) -> None:
-    step = t.rng.randint(2, STEPS - 2)
-    clock = {"do": "clock", "seed": t.seed}
-    t.start(clock, signalled("SIGTERM", phase="data", entry=step), expect=(exits.EXIT_PREEMPTED,))
-    t.at = f"all the time, resumed at step {step}"
-    t.start(clock | {"seed": t.seed + 1})
+    """The time of day is set, by hours, in the first run and in the one that goes on. Set forward at the one moment at
+    which Orbax waits for a folder, it takes that for a time-out: then this start fails, and the next one goes on."""
+    step, points = t.rng.randint(3, STEPS - 2), []
+
+    def clock(entries: int) -> dict:
+        phase, entry = t.rng.choice(["data", "save", "save"]), t.rng.randint(1, entries)
+        hours, after = round(t.rng.uniform(-12, 12), 1), round(t.rng.uniform(0, 0.1), 4)
+        points.append(f"{hours:+} h in {phase} {entry} + {after} s")
+        return {"do": "clock", "phase": phase, "entry": entry, "after": after, "hours": hours}
+
+    code = t.start(clock(1), signalled("SIGTERM", phase="data", entry=step), expect=(exits.EXIT_PREEMPTED, 1))
+    code = t.start(clock(1), expect=(exits.EXIT_DONE, 1)) if code != 1 else code
+    t.at = ", then ".join(points)
+    if code == 1:
+        t.says("TimeoutError")
+        t.start()
     t.same()
 
 
-def lose_a_process(t: Trial, lost: str = "SIGKILL", expect=(KILLED, 1, ABORTED)) -> None:
+def lose_a_process(t: Trial, lost: str = "SIGKILL", expect=(KILLED, 1, ABORTED), latest: int = STEPS - 2) -> None:
     """Whichever ends first: the one that is lost, or the other, whose connection it was."""
-    victim, step = t.rng.randint(0, 1), t.rng.randint(2, STEPS - 2)
+    victim, step = t.rng.randint(0, 1), t.rng.randint(2, latest)
     t.at = f"process {victim} at step {step}"
     t.start(signalled(lost, phase="data", entry=step, process=victim), processes=2, expect=expect)
 
@@ -143,8 +192,8 @@ def lost_process(t: Trial) -> None:
 
 
 def preempted_process(t: Trial) -> None:
-    """One of them is told to stop: they agree on a step, and all save."""
-    lose_a_process(t, "SIGTERM", (exits.EXIT_PREEMPTED,))
+    """One of them is told to stop: they agree on a step that none has passed, some steps on, and all save."""
+    lose_a_process(t, "SIGTERM", (exits.EXIT_PREEMPTED,), latest=STEPS // 2)
     t.start(processes=2)
     t.same(processes=2)
 
@@ -169,14 +218,24 @@ def other_processes(t: Trial) -> None:
 def poisoned(t: Trial) -> None:
     steps = sorted(t.rng.sample(range(STEPS), t.rng.randint(1, 2)))
     t.at = f"steps {steps}"
-    t.start({"do": "poison", "steps": steps, "told": False})
+    t.start({"do": "poison", "steps": steps})
     t.skipped(tuple(steps))
+
+
+def spike(t: Trial) -> None:
+    """A gradient out of all proportion. What it is compared with is told by `train.skip`, as a user tells it."""
+    steps = sorted(t.rng.sample(range(3, STEPS), t.rng.randint(1, 2)))
+    t.at = f"steps {steps}"
+    watched = {"optimizer.spike": 30.0}
+    t.start({"do": "poison", "steps": steps, "value": 1e5}, settings=watched)
+    told = watched | {"train.skip": tuple(n + 1 for n in steps)}
+    t.skipped(tuple(steps), told=(), settings=tuple(told.items()))
 
 
 def poisoned_and_interrupted(t: Trial) -> None:
     """What was skipped stays skipped, and counted, when the run is resumed."""
     step = t.rng.randint(1, STEPS - 4)
-    poison = {"do": "poison", "steps": [step], "told": False}
+    poison = {"do": "poison", "steps": [step]}
     number, code = t.rng.choice([("SIGTERM", exits.EXIT_PREEMPTED), ("SIGKILL", KILLED)])
     t.at = f"step {step}, {number} before step {step + 2}"
     t.start(poison, signalled(number, phase="data", entry=step + 3), expect=(code,))
@@ -188,7 +247,7 @@ def never_a_number(t: Trial) -> None:
     """It ends as diverged, and its newest checkpoint is from before; with sound batches it goes on from there."""
     first = SAVE_EVERY * t.rng.randint(1, 2)
     t.at = f"from step {first} on"
-    bad = {"do": "poison", "steps": list(range(first, STEPS)), "told": False}
+    bad = {"do": "poison", "steps": list(range(first, STEPS))}
     t.start(bad, expect=(exits.EXIT_DIVERGED,), settings={"train.max_skipped": 2})
     if int(t.newest().name) != first:
         raise Wrong(f"the newest checkpoint is of step {t.newest().name}, not of {first}")
@@ -262,13 +321,17 @@ def every_checkpoint_damaged(t: Trial) -> None:
     t.same()
 
 
-def torn_log(t: Trial) -> None:
+def tear(t: Trial) -> None:
     """A power cut in the midst of a line of what is appended to."""
-    t.interrupted(t.rng.randint(3, STEPS - 1))
     for name in ("metrics.jsonl", "journal.jsonl"):
         if (file := t.workdir / name).exists():
             with open(file, "ab") as f:
                 f.write(file.read_bytes().splitlines()[-1][: t.rng.randint(1, 30)])
+
+
+def torn_log(t: Trial) -> None:
+    t.interrupted(t.rng.randint(3, STEPS - 1))
+    tear(t)
     t.start()
     t.same()
 
@@ -305,6 +368,8 @@ def definition_changed(t: Trial) -> None:
     t.same()
 
 
+# Takes minutes, and is tried when it is asked for by name.
+SOAK = Fault("soak", "interrupted", soak)
 FAULTS = (
     Fault("kill", "interrupted", kill),
     Fault("kill while saving", "interrupted", kill_while_saving),
@@ -318,6 +383,7 @@ FAULTS = (
     Fault("other devices", "resized", other_devices),
     Fault("other processes", "resized", other_processes),
     Fault("poisoned batch", "poisoned", poisoned),
+    Fault("spike", "poisoned", spike, ("pretrain", "sft", "reward")),
     Fault("poisoned and interrupted", "poisoned", poisoned_and_interrupted),
     Fault("never a number", "poisoned", never_a_number),
     Fault("flipped bit", "corrupted", damaged(flip)),

@@ -3,6 +3,9 @@
 usage:
   python -m tests.faults.run --trials=N [--seed=S] [--stage=NAME]... [--fault=NAME]... --output=FILE.jsonl
 
+A soak, which interrupts and damages one longer run some 25 times:
+  python -m tests.faults.run --fault=soak --output=soak.jsonl
+
 Every pair of a stage and a fault takes its turn, the next round with the next seed. One trial again, as it was:
   python -m tests.faults.run --only=STAGE/FAULT/SEED --output=one.jsonl
 
@@ -24,13 +27,13 @@ from absl import flags, logging
 from jaxlm.config import UserError
 from launch import common
 from tests.faults.definitions import STAGES
-from tests.faults.faults import CLASSES, FAULTS, Fault
+from tests.faults.faults import CLASSES, FAULTS, SOAK, Fault
 from tests.faults.trial import Trial, Wrong, timed
 
 TRIALS = flags.DEFINE_integer("trials", None, "So many trials; unset, each stage with each fault once.", lower_bound=1)
 SEED = flags.DEFINE_integer("seed", 0, "Of the first round.")
 STAGE = flags.DEFINE_multi_enum("stage", [], STAGES, "Only this stage; may be repeated.")
-FAULT = flags.DEFINE_multi_enum("fault", [], [f.name for f in FAULTS], "Only this fault; may be repeated.")
+FAULT = flags.DEFINE_multi_enum("fault", [], [f.name for f in (*FAULTS, SOAK)], "Only this fault; may be repeated.")
 ONLY = flags.DEFINE_multi_string("only", [], "STAGE/FAULT/SEED: this trial; may be repeated.")
 OUTPUT = flags.DEFINE_string("output", None, "File that gets a JSON line for each trial.")
 FOLDER = flags.DEFINE_string("folder", None, "Folder to work in, kept for the next time.")
@@ -74,7 +77,7 @@ def table(records: list[dict]) -> str:
 def chosen() -> list[tuple[str, Fault, int]]:
     """(stage, fault, seed) of each trial."""
     if ONLY.value:
-        known = {f"{s}/{f.name}": (s, f) for f in FAULTS for s in f.stages}
+        known = {f"{s}/{f.name}": (s, f) for f in (*FAULTS, SOAK) for s in f.stages}
         parts = [text.rpartition("/") for text in ONLY.value]
         if wrong := [
             text for (pair, _, seed), text in zip(parts, ONLY.value) if pair not in known or not seed.isdigit()
@@ -82,7 +85,7 @@ def chosen() -> list[tuple[str, Fault, int]]:
             raise UserError(f"--only={wrong[0]} is not STAGE/FAULT/SEED, such as {next(iter(known))}/0")
         return [(*known[pair], int(seed)) for pair, _, seed in parts]
     stages, faults = STAGE.value or STAGES, FAULT.value or [f.name for f in FAULTS]
-    pairs = [(s, f) for f in FAULTS for s in stages if f.name in faults and s in f.stages]
+    pairs = [(s, f) for f in (*FAULTS, SOAK) for s in stages if f.name in faults and s in f.stages]
     if not pairs:
         raise UserError("no such fault befalls this stage")
     turns = ((s, f, SEED.value + i) for i in itertools.count() for s, f in pairs)

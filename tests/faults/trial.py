@@ -7,6 +7,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import sys
 import time
@@ -19,7 +20,7 @@ from tests.faults import child
 from tests.faults.definitions import RL, STAGES, STEPS
 
 TIMED = ("seconds", "per_second", "utilization", "skipped_first")
-ABORTED, KILLED, TERMINATED = 128 + 6, 128 + 9, 128 + 15  # as a shell tells it
+ABORTED, KILLED = 128 + 6, 128 + 9  # as a shell tells it
 
 
 class Wrong(Exception):
@@ -107,18 +108,29 @@ def ended(root: Path, workdir: Path, folder: Path) -> End:
 
 
 @functools.cache
-def whole(root: Path, stage: str, devices: int = 1, processes: int = 1, told: tuple[int, ...] | None = None) -> End:
-    """A run that nothing befalls; `told`: with the program of poisoned ones, and told to leave these steps out."""
+def whole(
+    root: Path,
+    stage: str,
+    devices: int = 1,
+    processes: int = 1,
+    told: tuple[int, ...] | None = None,
+    settings: tuple[tuple[str, object], ...] = (),
+) -> End:
+    """A run that nothing befalls; `told`: with the program of poisoned ones, and told to leave these steps out.
+
+    settings: (path, value) in the definition.
+    """
     if stage != "pretrain":
         whole(root, "pretrain")  # the parent
-    plain = told is None and devices == processes == 1
-    name = stage if plain else f"{stage}-{devices}x{processes}-{'' if told is None else told}"
+    plain = told is None and devices == processes == 1 and not settings
+    name = stage if plain else f"{stage}-{devices}x{processes}-{'' if told is None else told}-{settings}"
+    name = re.sub(r"[^\w.=-]+", "_", name)
     folder = root / "references" / name
     if not (folder / "done").exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         spec = {"stage": stage, "root": str(root), "workdir": str(folder / "run"), "devices": devices}
-        spec |= {"trace": str(folder / "trace.jsonl"), "settings": {"mesh.fsdp": devices * processes}}
+        spec |= {"trace": str(folder / "trace.jsonl"), "settings": dict(settings) | {"mesh.fsdp": devices * processes}}
         spec |= {"faults": [] if told is None else [{"do": "poison", "steps": list(told), "told": True}]}
         if code := started(spec, folder / "start.txt", processes):
             raise Wrong(f"the run that nothing befalls ended with {code}: {last_line(folder / 'start.txt')}")
@@ -183,7 +195,7 @@ class Trial:
         self.folder.mkdir(parents=True)
         self.workdir, self.data, self.trace = self.folder / "run", None, self.folder / "trace.jsonl"
         self.rng = random.Random(f"{self.stage}/{self.name}/{self.seed}")
-        self.at, self.codes = "", []
+        self.at, self.codes, self.seconds = "", [], 0.0  # seconds: of all processes together
 
     @property
     def is_rl(self) -> bool:
@@ -206,7 +218,9 @@ class Trial:
         spec |= {"data": self.data, "devices": devices, "settings": settings, "faults": list(faults)}
         output = self.folder / f"start-{len(self.codes) + 1}.txt"
         (self.folder / f"start-{len(self.codes) + 1}.json").write_text(json.dumps(spec))
+        began = time.monotonic()
         code = started(spec, output, processes)
+        self.seconds += time.monotonic() - began
         self.codes.append(code)
         if code not in expect:
             raise Wrong(f"exit code {code}, not {' or '.join(map(str, expect))}: {last_line(output)}")
@@ -258,9 +272,11 @@ class Trial:
         same_batches(mine, other)
         near_history(mine, other, tolerance)
 
-    def skipped(self, steps: tuple[int, ...]) -> None:
+    def skipped(self, steps: tuple[int, ...], **variant) -> None:
         """The log says of exactly these steps that they were left out, and the run went as one told to do so."""
-        mine, other = self.end(), whole(self.root, self.stage, told=steps)
+        mine, other = self.end(), whole(self.root, self.stage, **({"told": steps} | variant))
+        if self.is_rl:  # a step that was left out and is taken again has a rollout of another policy
+            mine = dataclasses.replace(mine, batches={n: hashes[-1:] for n, hashes in mine.batches.items()})
         counted = [(r["step"], r["train/skipped"]) for r in mine.history if "train/skipped" in r]
         wanted = [(n, float(sum(s < n for s in steps))) for n in range(1, STEPS + 1)]
         if counted != wanted:

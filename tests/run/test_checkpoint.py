@@ -1,9 +1,11 @@
 import dataclasses
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -320,3 +322,13 @@ def test_killed_while_saving_leaves_the_former_step_readable(tmp_path):
         assert (np.asarray(state["params"]["w"]) == last).all()
         assert c.save(last + 1, state)
     assert not [p for p in (tmp_path / "checkpoints").iterdir() if "tmp" in p.name or p.name == "quarantine"]
+
+
+def test_the_time_of_day_may_be_set_while_it_is_written(tmp_path, monkeypatch):
+    hours = itertools.cycle([0, 9, -9, 30])
+    jumping = types.SimpleNamespace(time=lambda: time.time() + 3600 * next(hours))
+    monkeypatch.setattr("orbax.checkpoint._src.futures.future.time", jumping)
+    saved(tmp_path, 3)
+    monkeypatch.undo()
+    with Checkpoints(tmp_path, Checkpointing(every=1)) as c:
+        assert_bit_equal(c.restore(abstract(make_state()))[0], make_state(3))

@@ -1,9 +1,11 @@
 import dataclasses
+import os
+import signal
 
 import pytest
 
 from jaxlm.config import UserError
-from jaxlm.run import stages
+from jaxlm.run import exits, stages
 from jaxlm.run.stages import Stage
 
 ran = []
@@ -115,6 +117,17 @@ def test_goes_on_after_a_failure(tmp_path):
     with pytest.raises(ValueError, match="broken"):
         go(tmp_path, three(fail=True))
     assert go(tmp_path, three())[1] == ["c"]
+
+
+def test_goes_on_after_sigterm(tmp_path, capsys):
+    stopped = Stage("b", "is told to stop", lambda before, anew: os.kill(os.getpid(), signal.SIGTERM))
+    handler = signal.getsignal(signal.SIGTERM)
+    a, b, c = three()
+    with pytest.raises(SystemExit) as e:
+        go(tmp_path, [a, stopped, c])
+    assert e.value.code == exits.EXIT_PREEMPTED and "the same command goes on" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert go(tmp_path, [a, b, c])[1] == ["b", "c"]
 
 
 def test_only(tmp_path):
