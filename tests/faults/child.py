@@ -265,7 +265,7 @@ def definition(spec: dict):
 
 
 def read(spec: dict) -> int:
-    """Prints the newest checkpoint's step and the hash of each of its arrays."""
+    """Prints the newest checkpoint's step and the hash of each of its arrays, which a file gets if one is named."""
     workdir = Path(spec["read"])
     step = checkpoint.newest(workdir)
     arrays = manifest.read(workdir / "checkpoints" / str(step))["arrays"]
@@ -276,6 +276,8 @@ def read(spec: dict) -> int:
 
     with checkpoint.Checkpoints(workdir, checkpoint.Checkpointing(every=1, keep_latest=1000)) as found:
         state, _ = found.restore({name: described(text) for name, text in arrays.items()}, step)
+    if "save" in spec:
+        np.savez(spec["save"], **{name: np.asarray(x) for name, x in state.items()})
     hashes = {name: hashlib.sha256(np.asarray(x).tobytes()).hexdigest()[:16] for name, x in state.items()}
     finite = all(np.isfinite(np.asarray(x, np.float32)).all() for x in state.values())
     print(json.dumps({"step": step, "arrays": hashes, "finite": finite}), flush=True)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +50,7 @@ def test_the_sample_has_every_class():
 
 
 END = End(
+    workdir=Path("run"),
     step=2,
     state={"params/w": "a", "opt_state/mu": "b"},
     finite=True,

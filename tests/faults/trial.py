@@ -10,8 +10,11 @@ import random
 import re
 import shutil
 import sys
+import tempfile
 import time
 from pathlib import Path
+
+import numpy as np
 
 from jaxlm.run import exits
 from jaxlm.run.log import raw_metrics, read_metrics
@@ -79,6 +82,7 @@ class End:
     """state: hash of every array of the last checkpoint. history: what was logged of each step, without times.
     batches: hashes of each step's, which are several where a step was taken again."""
 
+    workdir: Path
     step: int
     state: dict[str, str]
     finite: bool
@@ -104,7 +108,7 @@ def ended(root: Path, workdir: Path, folder: Path) -> End:
     for r in records(folder / "trace.jsonl"):
         if "batch" in r:
             batches.setdefault(r["batch"], []).append(r["sha256"])
-    return End(saved["step"], saved["arrays"], saved["finite"], history(workdir), batches)
+    return End(workdir, saved["step"], saved["arrays"], saved["finite"], history(workdir), batches)
 
 
 @functools.cache
@@ -130,12 +134,22 @@ def whole(
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         spec = {"stage": stage, "root": str(root), "workdir": str(folder / "run"), "devices": devices}
-        spec |= {"trace": str(folder / "trace.jsonl"), "settings": dict(settings) | {"mesh.fsdp": devices * processes}}
+        spec |= {"trace": str(folder / "trace.jsonl"), "settings": {"mesh.fsdp": devices * processes} | dict(settings)}
         spec |= {"faults": [] if told is None else [{"do": "poison", "steps": list(told), "told": True}]}
         if code := started(spec, folder / "start.txt", processes):
             raise Wrong(f"the run that nothing befalls ended with {code}: {last_line(folder / 'start.txt')}")
         (folder / "done").touch()
     return ended(root, folder / "run", folder)
+
+
+def arrays(root: Path, end: End) -> dict[str, np.ndarray]:
+    """The last checkpoint of a run, by the names of its arrays."""
+    with tempfile.TemporaryDirectory() as folder:
+        to = Path(folder) / "arrays.npz"
+        if started({"root": str(root), "read": str(end.workdir), "save": str(to)}, Path(folder) / "read.txt"):
+            raise Wrong(last_line(Path(folder) / "read.txt"))
+        with np.load(to) as found:
+            return dict(found)
 
 
 def last_line(file: Path) -> str:

@@ -1,0 +1,89 @@
+"""Every stage under every scheme on 8 devices, of one process and of two, beside the same run on one device.
+
+usage:
+  python -m tests.meshes --output=FILE.json [--stage=NAME]... [--scheme=NAME]...
+
+Two updates of each stage's tiny definition (tests/faults/definitions.py) in fresh processes. What is compared: the
+batches, which must be the same; the losses of both updates and the norm of their gradients, relative; and the first
+moments of the optimizer, which are the gradients of both updates, array by array, relative to the greatest of each.
+Exit codes: 0 all within 1e-4; 1 not.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from jaxlm.config import UserError
+from launch import common
+from tests.faults.definitions import STAGES
+from tests.faults.trial import Wrong, arrays, same_batches, whole
+
+SCHEMES = {
+    "fsdp": {"mesh.fsdp": 8},
+    "replica_fsdp": {"mesh.replica": 2, "mesh.fsdp": 4},
+    "fsdp_tensor": {"mesh.fsdp": 4, "mesh.tensor": 2},
+    "context": {"mesh.fsdp": 2, "mesh.context": 4},
+}
+SHARED = {"train.steps": 2, "evaluation.every": 2}
+LOGGED = ("train/loss", "train/gradient_norm", "eval/all/loss", "train/reward")
+WITHIN = 1e-4
+
+OUTPUT = flags.DEFINE_string("output", None, "File that gets all that was found, as JSON.")
+STAGE = flags.DEFINE_multi_enum("stage", [], STAGES, "Only this stage; may be repeated.")
+SCHEME = flags.DEFINE_multi_enum("scheme", [], sorted(SCHEMES), "Only this scheme; may be repeated.")
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> float:
+    """The greatest difference between two arrays, relative to the greatest value."""
+    scale = max(float(np.max(np.abs(other), initial=0.0)), 1e-12)
+    return float(np.max(np.abs(one - other), initial=0.0)) / scale
+
+
+def compared(root: Path, stage: str, scheme: str, processes: int) -> dict:
+    """{"logged", "gradients", "worst"}: the greatest relative differences, and the array of the second."""
+    alone = whole(root, stage, settings=tuple(SHARED.items()))
+    settings = tuple((SHARED | SCHEMES[scheme]).items())
+    spread = whole(root, stage, devices=8 // processes, processes=processes, settings=settings)
+    same_batches(spread, alone)
+    logged = [
+        abs(mine[name] - its[name]) / max(abs(its[name]), 1e-6)
+        for mine, its in zip(spread.history, alone.history, strict=True)
+        for name in LOGGED
+        if name in its
+    ]
+    mine, its = arrays(root, spread), arrays(root, alone)
+    moments = {name: difference(mine[name], x) for name, x in its.items() if "/mu/" in name}
+    if not logged or not moments:
+        raise Wrong("there is nothing to compare")
+    worst = max(moments, key=moments.get)
+    return {"logged": max(logged), "gradients": moments[worst], "worst": worst}
+
+
+def main() -> int:
+    if OUTPUT.value is None:
+        raise UserError("--output=FILE.json is missing: what was found")
+    found = []
+    with tempfile.TemporaryDirectory() as root:
+        for stage in STAGE.value or STAGES:
+            for scheme in SCHEME.value or SCHEMES:
+                for processes in (1, 2):
+                    r = {"stage": stage, "scheme": scheme, "processes": processes, "devices": 8}
+                    try:
+                        r |= compared(Path(root), stage, scheme, processes)
+                        r["ok"] = max(r["logged"], r["gradients"]) <= WITHIN
+                        said = f"logged {r['logged']:.1e}, gradients {r['gradients']:.1e} ({r['worst']})"
+                    except Wrong as e:
+                        r |= {"ok": False, "wrong": str(e)}
+                        said = str(e)
+                    found.append(r)
+                    word = "ok   " if r["ok"] else "WRONG"
+                    print(f"{word} {stage:8} {scheme:13} {processes} x {8 // processes}  {said}", flush=True)
+                    Path(OUTPUT.value).write_text(json.dumps(found, indent=1) + "\n")
+    return int(not all(r["ok"] for r in found))
+
+
+if __name__ == "__main__":
+    common.run(main)
