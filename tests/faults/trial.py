@@ -204,6 +204,8 @@ class Trial:
     seed: int
 
     def __post_init__(self):
+        if self.stage != "pretrain":
+            whole(self.root, "pretrain")  # the parent
         self.folder = self.root / "trials" / f"{self.stage}-{self.name}-{self.seed}".replace(" ", "_")
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
