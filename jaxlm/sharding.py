@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxlm.config import UserError, nearest
 
@@ -113,9 +113,16 @@ def tree_shardings(mesh: Mesh, specs, abstract):
     return jax.tree.map(lambda a, axes: sharding_for(mesh, axes, a.shape), abstract, specs)
 
 
-def constrain(x, axes: tuple[str | None, ...]):
-    """Constrains an activation to the table's sharding under `jax.set_mesh`; without a mesh it is `x`."""
+def mesh_here() -> AbstractMesh:
+    """The mesh that what is traced here is spread over: that of `jax.set_mesh`; empty without one, and inside
+    `jax.shard_map`, where each device computes for itself."""
     mesh = jax.sharding.get_abstract_mesh()
+    return AbstractMesh((), ()) if mesh.manual_axes else mesh
+
+
+def constrain(x, axes: tuple[str | None, ...]):
+    """Constrains an activation to the table's sharding; where there is no mesh (`mesh_here`) it is `x`."""
+    mesh = mesh_here()
     if mesh.empty:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, mesh, x.shape))

@@ -2,7 +2,7 @@
 
   python -m launch.bench --suite=data [--megabytes=1000]     curation, then tokenizing and packing
   python -m launch.bench --suite=startup                     launch.train to its first step, with empty and full caches
-  python -m launch.bench --suite=train [--size=10m]... [--batch=16] [--context=256] [--against=torch]
+  python -m launch.bench --suite=train [--size=10m]... [--batch=16] [--context=256] [--against=torch] [--at_once=8]
   python -m launch.bench --suite=decode [--size=10m]... [--workdir=RUN] [--batch=1,32] [--against=torch]
   python -m launch.bench --suite=rl [--parent=RUN] [--seeds=0,1,2] [--updates=100] [--against=trl]
 
@@ -11,6 +11,7 @@ train: tokens per second of an update (forward, backward, clipping, AdamW) of GP
 FLOPs counted as 6N + 12LDT (attention not causal), and the memory that it needs. --against=torch takes turns, A B A B,
 with PyTorch on the same weights and batches, with SDPA and fused AdamW: transformers' model, a plain script, the script
 under torch.compile. Both must first find the same losses. --set=model.scan=false and the like change our run.
+--at_once=8 takes turns with eight runs in one program (as launch.sweep --at_once=8): seconds are of an update of all.
 
 decode: prompts of --prompt_tokens continued by --new_tokens, at each size (random weights) or for the model of a run;
 then --requests requests of mixed lengths. --against=torch takes turns with transformers' generate on the same weights,
@@ -67,6 +68,7 @@ DTYPE = flags.DEFINE_enum(
     ["float32", "bfloat16"],
     "Of weights and computation, unset float32 (decode); of computation, unset both in turn (train).",
 )
+AT_ONCE = flags.DEFINE_integer("at_once", 1, "Also as many runs in one program (train).", 1)
 REPETITIONS = flags.DEFINE_integer("repetitions", 5, "How often each side is timed (train, decode).", 1)
 AGAINST = flags.DEFINE_enum(
     "against",
@@ -193,6 +195,7 @@ def train_suite() -> dict[str, dict]:
         tuple(SET.value),
         REPETITIONS.value,
         COMPILE_SECONDS.value,
+        AT_ONCE.value,
     )
     if AGAINST.value:
         bench_torch.modules()  # first of all: without them nothing is measured

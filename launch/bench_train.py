@@ -3,7 +3,8 @@
 An update is forward, backward, clipping and AdamW, on batches that are on the device already; a row is one text of
 random ids. GPT-2's shape at the ladder's sizes (experiments/sizes.py), in float32, and computed in bfloat16 with all
 that is kept in float32. Before anything is timed, both sides begin with the same weights and must find the same losses,
-before the first update and after some; then all arms take turns of as many updates each.
+before the first update and after some; then all arms take turns of as many updates each. With several runs at once an
+update is one of each of them, in one program; the first of them is the run that trains alone.
 
 Operations are counted as `jaxlm.nn.flops` does, and held against the largest rate of a large matrix product that
 either side reaches in this run.
@@ -29,7 +30,7 @@ from jaxlm.nn.definition import Precision
 from jaxlm.nn.flops import flops_per_token, parameter_count
 from jaxlm.optim.optimizers import AdamW
 from jaxlm.optim.schedules import Constant
-from jaxlm.run import train
+from jaxlm.run import replicas, train
 from jaxlm.run.experiment import Experiment, validate
 from jaxlm.run.log import measured_peak
 from jaxlm.sharding import MeshConfig
@@ -76,6 +77,7 @@ class Load:
     settings: tuple[str, ...] = ()  # path=value in the definition of the run
     repetitions: int = 5
     compile_seconds: int = 300  # at most, for each arm under torch.compile; 0: without
+    at_once: int = 1  # runs in the program of one more arm; 1: no such arm
 
     def __post_init__(self):
         if self.batches is not None and min(self.batches) < 1:
@@ -95,11 +97,13 @@ class Load:
 @dataclasses.dataclass(frozen=True)
 class Arm:
     """One way to train. `restart` goes back to the initial weights, without moments; `steps` makes so many updates and
-    gives their losses once all of them are done; `peak` is how many bytes of memory an update needs at most."""
+    gives their losses once all of them are done; `peak` is how many bytes of memory an update needs at most. Of several
+    `runs` an update is one of each, and the losses are the first's."""
 
     restart: Callable[[], None]
     steps: Callable[[int], list[float]]
     peak: Callable[[], int]
+    runs: int = 1
 
 
 # ---------------------------------------------------------------------------------------------------------- our side
@@ -146,33 +150,57 @@ def ours(experiments: Mapping[str, Experiment], rows: Sequence[np.ndarray]) -> t
     first = next(iter(experiments.values()))
     mesh = sharding.make_mesh(first.mesh)
     batches = [packed(tokens, mesh) for tokens in rows]
+    described = loader.described(first.train.batch_size, first.data.context + 1, 0, mesh)
     held: dict = {}
+
+    def begin():
+        return state.create_sharded(first.model, first.optimizer, first.seed, mesh)
+
+    arms = {}
+    for dtype, e in experiments.items():
+        abstract = state.abstract(e.model, e.optimizer, mesh)
+        arms[dtype] = _arm(held, begin, train.step_function(e, mesh), batches, (abstract, described))
+    arms[dtype].restart()
+    return arms, jax.device_get(held["state"].params)
+
+
+def _arm(held: dict, begin: Callable, program, batches: Sequence, described: tuple, runs: int = 1) -> Arm:
+    """An arm whose state is in `held`. described: shapes of the state and of a batch."""
 
     def restart():
         held.clear()  # first: the device may not hold two
-        held["state"] = state.create_sharded(first.model, first.optimizer, first.seed, mesh)
-        held["done"] = 0
+        held["state"], held["done"] = begin(), 0
 
-    def steps(program, count: int) -> list[float]:
+    def steps(count: int) -> list[float]:
         losses = []
         for _ in range(count):
             held["state"], metrics = program(held["state"], batches[held["done"] % len(batches)])
             held["done"] += 1
             losses.append(metrics["loss"])
-        return [float(x) for x in jax.block_until_ready((losses, held["state"]))[0]]
+        return [float(np.ravel(x)[0]) for x in jax.block_until_ready((losses, held["state"]))[0]]
 
-    def peak(e: Experiment, program) -> int:
+    def peak() -> int:
         """By XLA's own account: what the program is given, what it needs beside that, and what it returns."""
-        batch = loader.described(e.train.batch_size, e.data.context + 1, 0, mesh)
-        m = program.lower(state.abstract(e.model, e.optimizer, mesh), batch).compile().memory_analysis()
+        m = program.lower(*described).compile().memory_analysis()
         return m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
 
-    arms = {}
-    for dtype, e in experiments.items():
-        program = train.step_function(e, mesh)
-        arms[dtype] = Arm(restart, functools.partial(steps, program), functools.partial(peak, e, program))
-    restart()
-    return arms, jax.device_get(held["state"].params)
+    return Arm(restart, steps, peak, runs)
+
+
+def at_once(e: Experiment, rows: Sequence[np.ndarray], runs: int) -> Arm:
+    """Several runs in one program: `e`, and the same with other seeds on the same rows."""
+    experiments = [dataclasses.replace(e, seed=e.seed + i) for i in range(runs)]
+    mesh = replicas.make_mesh(e.mesh, runs)
+    batches = [packed(np.tile(tokens, (runs, 1)), mesh) for tokens in rows]
+    described = loader.described(runs * e.train.batch_size, e.data.context + 1, 0, mesh)
+    return _arm(
+        {},
+        lambda: replicas.begin(experiments, mesh, {}),
+        replicas.step_function(experiments, mesh),
+        batches,
+        (replicas.abstract(e, mesh, runs), described),
+        runs,
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- the timing
@@ -207,6 +235,8 @@ def measure(e: Mapping[str, Experiment], load: Load, peaks: Mapping[str, float],
     rows = made_rows(one)
     mine, initial = ours(e, rows)
     arms = {(dtype, OURS): arm for dtype, arm in mine.items()}
+    if load.at_once > 1:
+        arms |= {(dtype, f"{load.at_once} at once"): at_once(e[dtype], rows, load.at_once) for dtype in e}
     if peer is not None:
         arms |= peer.arms(one, initial, rows, tuple(e), load.compile_seconds, say)
     tokens = one.train.batch_size * one.data.context
@@ -241,11 +271,11 @@ def measure(e: Mapping[str, Experiment], load: Load, peaks: Mapping[str, float],
         part = {}
         for (d, name), times in seconds.items():
             if d == dtype:
-                median = statistics.median(times)
+                rate = arms[d, name].runs * tokens / statistics.median(times)
                 part[name] = {
                     "seconds": spread(times),
-                    "tokens per second": tokens / median,
-                    "model FLOPs utilization": tokens * flops / median / peaks[dtype],
+                    "tokens per second": rate,
+                    "model FLOPs utilization": rate * flops / peaks[dtype],
                     "GB at most": arms[d, name].peak() / 1e9,
                 }
         results[dtype] = part | compared({name: s for (d, name), s in seconds.items() if d == dtype})

@@ -2,6 +2,7 @@
 
 usage:
   python -m launch.sweep --experiment=NAME --workdir=DIR [--edit_grid=A,B,A+B] [--vary=PATH=V1,V2]... [--seeds=0,1,2]
+                         [--at_once=N]
 
 Every run is what launch.train makes, in a folder of its own below --workdir, one after the other. The same command
 resumes, and skips what is finished. --edit and --set hold for all variants, the baseline too; a value of --vary or an
@@ -12,12 +13,18 @@ seeds, its difference to the baseline paired by seed with a 95% interval, and wh
 noise. --equal=steps compares after the same number of updates; --equal=flops shortens or lengthens each variant until
 it costs what the baseline does.
 
+--at_once=8 trains up to 8 runs in one program, for a small model leaves an accelerator mostly idle. In one program are
+runs that differ in their seeds and in float settings of optimizer and objective (such as optimizer.lr) alone; others,
+such as those of another width or optimizer, come in programs of their own. Several devices share the runs of a program,
+each whole on one. Every run ends as it would alone, up to the order in which float sums are taken.
+
 --dry_run shows the grid, its cost and what is finished. --print_commands prints the unfinished runs, one command a
 line, for other machines that share --workdir; when they are done, the same sweep without it answers.
 
 examples:
   python -m launch.sweep --experiment=pretrain_tiny --edit_grid=no_rope,muon,no_rope+muon --workdir=runs/rope
   python -m launch.sweep --experiment=pretrain_tiny --vary=optimizer.lr=1e-3,3e-3,1e-2 --seeds=0,1,2,3 --workdir=runs/lr
+  python -m launch.sweep --experiment=pretrain_tiny --vary=optimizer.lr=1e-3,1e-2 --at_once=9 --workdir=runs/nine
   python -m launch.sweep --experiment=pretrain_tiny --edit_grid=half_depth_double_width --equal=flops --workdir=runs/w
 
 Exit codes: 0 done (a diverged run is part of the answer); 2 bad definition or input; 42 a run was stopped and saved,
@@ -37,7 +44,8 @@ import experiments  # noqa: F401  (registers the definitions)
 from jaxlm import config, storage
 from jaxlm.config import UserError
 from jaxlm.data.prepare import tokenizer_for
-from jaxlm.run import exits, sweep
+from jaxlm.run import exits, replicas, sweep
+from jaxlm.run.checkpoint import steps_saved
 from jaxlm.run.experiment import Experiment
 from jaxlm.run.train import inherit
 from launch import common
@@ -58,6 +66,7 @@ METRIC = flags.DEFINE_string(
     "metric", None, "Decides; its value after the last update. Default: validation bits per byte."
 )
 LOWER_IS_BETTER = flags.DEFINE_bool("lower_is_better", True, "Direction of --metric.")
+AT_ONCE = flags.DEFINE_integer("at_once", 1, "Runs that train in one program, at most.", 1)
 PRINT_COMMANDS = flags.DEFINE_bool(
     "print_commands", False, "Print the commands of the unfinished runs, and run nothing."
 )
@@ -132,11 +141,31 @@ def finished(job: Job) -> bool:
     if not (storage.path(job.workdir) / "config.json").exists():
         return False
     sweep.check_definition(job.workdir, inherit(job.experiment))
-    return diverged(job) or sweep.final_metrics(job.workdir, job.experiment.train.steps) is not None
+    diverged = exits.has_diverged(job.workdir)
+    return diverged or sweep.final_metrics(job.workdir, job.experiment.train.steps) is not None
 
 
-def diverged(job: Job) -> bool:
-    return (storage.path(job.workdir) / "diverged.json").exists()
+def programs(todo: list[Job]) -> tuple[list[list[Job]], list[str]]:
+    """The jobs of each program, at most --at_once, and why there are several, in a line for each kind.
+
+    What has begun goes on with what has a checkpoint of the same step, and never from the start.
+    """
+    found: list[list[Job]] = []
+    notes: dict[str, str] = {}
+    saved = {j.workdir: set(steps_saved(j.workdir)) for j in todo}
+    for job in todo:
+        for members in found:
+            first = members[0]
+            if why := replicas.obstacle(first.experiment, job.experiment):
+                notes.setdefault(why, f"{job.variant.name} is not in one program with {first.variant.name}: {why}")
+                continue
+            steps = [saved[j.workdir] for j in (*members, job)]
+            if len(members) < AT_ONCE.value and (set.intersection(*steps) or not any(steps)):
+                members.append(job)
+                break
+        else:
+            found.append([job])
+    return found, list(notes.values())
 
 
 def wait(process: subprocess.Popen) -> int:
@@ -160,7 +189,7 @@ def run(job: Job, label: str) -> int:
     with log.open("ab") as f:
         code = wait(subprocess.Popen([sys.executable, *job.command[1:]], stdout=f, stderr=f, stdin=subprocess.DEVNULL))
     if code == exits.EXIT_DIVERGED:
-        storage.write_json(storage.path(job.workdir) / "diverged.json", {"exit_code": code})
+        exits.record_diverged(job.workdir)
         print(f"{label} diverged", flush=True)
     elif code not in (exits.EXIT_DONE, exits.EXIT_PREEMPTED):
         last = (log.read_text().strip().splitlines() or ["no output"])[-1]
@@ -170,10 +199,27 @@ def run(job: Job, label: str) -> int:
     return code
 
 
+def run_together(members: list[Job], label: str) -> int:
+    """Trains jobs as one program, in this process."""
+    names = ", ".join(f"{j.variant.name} seed {j.seed}" for j in members)
+    start = time.monotonic()
+    print(f"{label} {len(members)} runs: {names} ...", flush=True)
+    base = config.resolve(EXPERIMENT.value)
+    with exits.terminable():
+        code = replicas.train_together({j.workdir: j.experiment for j in members}, base)
+    diverged = sum(exits.has_diverged(j.workdir) for j in members)
+    said = "stopped" if code == exits.EXIT_PREEMPTED else "done"
+    print(f"{label} {said} in {time.monotonic() - start:.0f} s" + f", {diverged} diverged" * (diverged > 0), flush=True)
+    return code
+
+
 def answer(all_jobs: list[Job], notes: list[str]) -> None:
     """Reads every run's last metrics; writes and prints the comparison."""
     root = storage.path(WORKDIR.value)
-    ends = {id(j): {} if diverged(j) else sweep.final_metrics(j.workdir, j.experiment.train.steps) for j in all_jobs}
+    ends = {
+        id(j): {} if exits.has_diverged(j.workdir) else sweep.final_metrics(j.workdir, j.experiment.train.steps)
+        for j in all_jobs
+    }
     metric = METRIC.value or sweep.choose_metric([end for end in ends.values() if end])
     values, costs = {}, {}
     for job in all_jobs:
@@ -205,15 +251,20 @@ def main() -> int:
     if PRINT_COMMANDS.value:
         print("\n".join(shlex.join(j.command) for j in todo))
         return 0
+    groups, why = programs(todo) if AT_ONCE.value > 1 else ([[j] for j in todo], [])
+    for note in why:
+        print(f"note: {note}", file=sys.stderr)
     if DRY_RUN.value:
         for job in all_jobs:
             cost = flops_per_step(job.experiment) * job.experiment.train.steps
             state = "to run" if job in todo else "finished"
             print(f"{job.variant.name}, seed {job.seed}: {job.experiment.train.steps} steps, {cost:.3g} FLOPs, {state}")
-        print(f"{len(todo)} of {len(all_jobs)} runs to do")
+        print(f"{len(todo)} of {len(all_jobs)} runs to do" + f", in {len(groups)} programs" * (AT_ONCE.value > 1))
         return 0
-    for i, job in enumerate(todo):
-        code = run(job, f"[{i + 1}/{len(todo)}]")
+    # Those alone come first: they have processes of their own, which need the devices that this one takes later.
+    for i, members in enumerate(sorted(groups, key=lambda members: len(members) > 1)):
+        label = f"[{i + 1}/{len(groups)}]"
+        code = run(members[0], label) if len(members) == 1 else run_together(members, label)
         if code == exits.EXIT_PREEMPTED:
             return code
     answer(all_jobs, notes)

@@ -140,6 +140,8 @@ class Loader:
     Args:
       packed: name -> set; mixed by their weights.
       batch_size: rows of the global batch.
+      seed: of the order of rows. Several: the batch has as many equal parts, one after another, each as with that
+        seed alone.
       mesh: spreads rows over its batch axes; None is one device.
       first: the step that will be asked for first.
       ahead: batches kept ready.
@@ -149,21 +151,24 @@ class Loader:
         self,
         packed: Mapping[str, PackedSet],
         batch_size: int,
-        seed: int,
+        seed: int | Sequence[int],
         mesh: Mesh | None = None,
         first: int = 0,
         ahead: int = 2,
     ):
         self._sharding = _batch_sharding(mesh, batch_size)
         self._sets = _Sets(list(packed.values()))
-        self._order = global_order(list(packed.values()), seed)
+        seeds = [seed] if isinstance(seed, int) else seed
+        self._orders = [global_order(list(packed.values()), s) for s in seeds]
+        self._part = batch_size // len(seeds)
         self._batch_size, self._ahead = batch_size, ahead
         self._rows = _needed_rows(self._sharding, batch_size)
         self._start(first)
 
     def rows(self, step: int, rows: np.ndarray) -> Trajectory:
         """Numpy: these rows of the global batch of a step, whoever asks."""
-        return self._sets.read([self._order[step * self._batch_size + int(row)] for row in rows])
+        parts = [divmod(int(row), self._part) for row in rows]
+        return self._sets.read([self._orders[part][step * self._part + row] for part, row in parts])
 
     def batch(self, step: int) -> Trajectory:
         """The global batch [B,T] of a step, a function of the step alone; asking in sequence finds it ready."""

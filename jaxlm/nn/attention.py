@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxlm.config import UserError
 from jaxlm.nn.blockwise import MASKED
 from jaxlm.nn.blockwise import blockwise as in_blocks
-from jaxlm.sharding import platform
+from jaxlm.sharding import mesh_here, platform
 
 CPU_BLOCKWISE_FROM = 256  # queries from which making scores block by block is faster on CPU
 MOST_SCORES = 2**31  # bytes of scores per device above which other devices make them block by block
@@ -52,7 +52,7 @@ def choose(q_BTHC, k_BSKC, rule: Rule, implementation: str = "auto") -> str:
     if platform() == "cpu":
         return "blockwise" if q_BTHC.shape[1] >= CPU_BLOCKWISE_FROM else "plain"
     B, T, H, _ = q_BTHC.shape
-    mesh = jax.sharding.get_abstract_mesh()
+    mesh = mesh_here()
     scores = 4 * B * H * T * k_BSKC.shape[1] // (1 if mesh.empty else mesh.size)
     return "blockwise" if scores > MOST_SCORES else "plain"
 

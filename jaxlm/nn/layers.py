@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxlm.sharding import RULES, constrain
+from jaxlm.sharding import RULES, constrain, mesh_here
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu_squared"]
 
@@ -145,7 +145,7 @@ def linear(x, kernel, bias=None, inputs: int = 1, dtype=None):
 
 def _one_device_holds_a_row() -> bool:
     """Whether merging batch and length keeps the sharding; where length is spread it would gather the activations."""
-    mesh = jax.sharding.get_abstract_mesh()
+    mesh = mesh_here()
     return mesh.empty or all(mesh.shape[axis] == 1 for axis in RULES["length"])
 
 

@@ -80,6 +80,11 @@ def _directory(workdir) -> epath.Path:
     return epath.Path(workdir if "://" in text else epath.Path(text).absolute()) / "checkpoints"
 
 
+def steps_saved(workdir) -> list[int]:
+    """`steps` of a run."""
+    return steps(_directory(workdir))
+
+
 def _read(folder: epath.Path, abstract, prefix: str = ""):
     """Reads the arrays of `abstract` (whose names follow `prefix`) with its shardings; strict about shape and dtype."""
     saved = manifest.read(folder)["arrays"]
@@ -207,10 +212,10 @@ class Checkpoints:
         if jax.process_index() == 0:
             for step in steps(self.directory):
                 if found := manifest.problem(self.directory / str(step), full=False):
-                    self._quarantine(step, found)
+                    self._quarantine(step, f"IS BAD AND IS NOT USED: {found}")
         _agree(0)
 
-    def _quarantine(self, step: int, found: str) -> None:
+    def _quarantine(self, step: int, why: str) -> None:
         target = storage.make_dir(self.directory / "quarantine") / str(step)
         n = 1
         while target.exists():
@@ -218,7 +223,14 @@ class Checkpoints:
             target = target.parent / f"{step}-{n}"
         (self.directory / str(step)).rename(target)
         self._moved = True
-        logging.error("CHECKPOINT %d IS BAD AND IS NOT USED: %s. Moved to %s", step, found, target)
+        logging.error("CHECKPOINT %d %s. Moved to %s", step, why, target)
+
+    def go_back(self, step: int) -> None:
+        """Moves what is newer than `step` to quarantine (-1: everything); `latest` then says what there is."""
+        self.wait()
+        if jax.process_index() == 0:
+            for newer in [s for s in steps(self.directory) if s > step]:
+                self._quarantine(newer, f"IS NOT USED: the runs that train with it have no good one after step {step}")
 
     def _seal(self) -> None:
         """Runs on process 0 in Orbax's thread, when every file is written and the folder has no final name yet."""
@@ -302,7 +314,7 @@ class Checkpoints:
                 if bad is None:
                     found = step
                     break
-                self._quarantine(step, bad)
+                self._quarantine(step, f"IS BAD AND IS NOT USED: {bad}")
             if self._moved:
                 logging.error("%s: %s", self.directory, f"going on from step {found}" if found >= 0 else "NONE IS LEFT")
         found = _agree(found)

@@ -5,13 +5,24 @@ import signal
 import sys
 from collections.abc import Iterator
 
+from jaxlm import storage
 from jaxlm.config import UserError
 
 EXIT_DONE, EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_PREEMPTED = 0, 2, 3, 42
+DIVERGED = "diverged.json"
 
 
 class Diverged(Exception):
     """Training cannot go on; the message says where and why. Exit code 3."""
+
+
+def record_diverged(workdir) -> None:
+    """Writes `diverged.json`: a run among others that go on, whose end no exit code can say."""
+    storage.write_json(storage.path(workdir) / DIVERGED, {"exit_code": EXIT_DIVERGED})
+
+
+def has_diverged(workdir) -> bool:
+    return (storage.path(workdir) / DIVERGED).exists()
 
 
 class Stopped(Exception):

@@ -46,8 +46,9 @@ def stop_requests():
 
 
 @contextlib.contextmanager
-def memory_advice():
-    """What a device says when its memory does not suffice becomes a `UserError` that names what to change."""
+def memory_advice(first: str = ""):
+    """What a device says when its memory does not suffice becomes a `UserError` that names what to change, `first` of
+    all."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -56,8 +57,8 @@ def memory_advice():
         asked = re.search(r"allocat\w+ (\d[\d.]*\s?\w*)", str(error))
         raise UserError(
             f"out of memory on {jax.local_devices()[0].device_kind}{f' (asked for {asked[1]})' if asked else ''}: set "
-            "train.accumulation to 2 or more, model.remat=full, a smaller train.loss_chunk, train.batch_size or "
-            "data.context, or spread the model over more devices (mesh.fsdp, mesh.tensor)"
+            f"{first}train.accumulation to 2 or more, model.remat=full, a smaller train.loss_chunk, "
+            "train.batch_size or data.context, or spread the model over more devices (mesh.fsdp, mesh.tensor)"
         ) from error
 
 
@@ -68,7 +69,7 @@ class Recorder:
     first: the step from which this process goes on. rates: what a step counts towards each metric per second, such as
     {"train/tokens_per_second": tokens in a batch}. max_skipped: so many updates in a row left out mean that the
     run has diverged. sinks: functions (step, {name: value}), the log first. clock: where the time goes; rates
-    are over what went into steps and waiting for their batches.
+    are over what went into steps and waiting for their batches. prefix: of what is said, where several run.
     """
 
     first: int
@@ -79,6 +80,7 @@ class Recorder:
     skipped: int = 0
     bad_run: int = 0
     unread: list = dataclasses.field(default_factory=list)
+    prefix: str = ""
 
     def __post_init__(self):
         self.step, self.began = self.first, time.perf_counter()
@@ -99,8 +101,11 @@ class Recorder:
         ]
 
     def __call__(self, step: int, metrics) -> None:
-        values = {f"train/{k}": float(v) for k, v in jax.device_get(metrics).items()}
-        times, steps = self.clock.take(), step - self.step
+        self.record(step, jax.device_get(metrics), self.clock.take())
+
+    def record(self, step: int, metrics, times: dict[str, float]) -> dict[str, float]:
+        """A step's line, which is returned; `times` as `Clock.take` gives them, since the last."""
+        values, steps = {f"train/{k}": float(v) for k, v in metrics.items()}, step - self.step
         if self.step == self.first:  # this interval holds the compilation: it says nothing about speed
             values["train/seconds_to_first_step"] = time.perf_counter() - self.began
         else:
@@ -109,7 +114,7 @@ class Recorder:
         values |= times
         for n, noted in self._left_out(step):
             norm = noted.get("train/gradient_norm", math.nan)
-            logging.warning("update %d is left out (gradient norm %.4g)", n, norm)
+            logging.warning("%supdate %d is left out (gradient norm %.4g)", self.prefix, n, norm)
             if n < step:  # this one's own line follows
                 self.sinks[0](n, noted)
         skipped = int(values["train/skipped"])
@@ -119,6 +124,7 @@ class Recorder:
             sink(step, values)
         if self.bad_run >= self.max_skipped:
             raise Diverged(f"all of the last {self.bad_run} updates before step {step} were left out; lower the lr")
+        return values
 
     def close(self, step: int) -> None:
         """The time since the last line, in a line of its own in the log alone."""
@@ -139,14 +145,14 @@ def run(
     metadata: dict,
     ended: Callable[[], bool] | None = None,
 ) -> tuple[object, int]:
-    """Steps from `state.step` to `steps`, logging, evaluating and saving on the way.
+    """Steps from `recorder.first` to `steps`, logging, evaluating and saving on the way.
 
     step: (state, batch) -> (state, {name: scalar array}), asynchronous. batch: global step -> batch.
     evaluate: (step, state) -> the metric by which the best checkpoint is kept, lower is better; it logs for itself.
     ended: whether what was logged says that the run is to end here; it is then done, and a resumed one takes no step.
     Returns (state, exit code): done, or preempted and saved. Raises `Diverged`.
     """
-    n, clock = int(state.step), recorder.clock
+    n, clock = recorder.first, recorder.clock
     pending = None  # metrics of the step before: read only once the next one is on its way
     stop, last = False, True
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxlm import config, sharding, storage
 from jaxlm.config import UserError
 from jaxlm.data.loader import Loader, evaluation_batches
-from jaxlm.data.prepare import cache_root
+from jaxlm.data.prepare import Prepared, cache_root
 from jaxlm.data.tokenizer import Saved
 from jaxlm.nn import heads, lora, transformer
 from jaxlm.run import exits, goodput, lineage, load, loop, objectives, report
@@ -58,18 +58,43 @@ def inherit(e: Experiment) -> Experiment:
     return dataclasses.replace(e, model=model, data=dataclasses.replace(e.data, tokenizer=tokenizer))
 
 
-def initial_state(e: Experiment, mesh, records: dict):
-    """A fresh sharded state: parameters from the seed, or from the parent's checkpoint in `records` (lineage.json's).
+def settle(e: Experiment, workdir, batch_shards: int, data: Prepared | None = None) -> tuple[Experiment, Prepared]:
+    """(the definition as it runs, its data); `UserError` where it cannot run, or `workdir` holds another experiment.
 
-    Heads that the parent lacks are fresh.
+    batch_shards: over how many devices the rows of a batch are spread. data: of a definition with the same data.
     """
-    fresh = state.create_sharded(e.model, e.optimizer, e.seed, mesh, e.lora, e.heads)
+    validate(e, batch_shards)
+    objectives.validate(e)
+    lineage.check_same_experiment(workdir, e)
+    data = prepared(e.data) if data is None else data
+    objectives.check_tokenizers(e, data.tokenizer)
+    e = bind(e, data.tokenizer.vocab_size)
+    transformer.validate(e.model)
+    lora.validate(e.model, e.lora)
+    lineage.check_same_experiment(workdir, e)
+    return e, data
+
+
+def parents_params(e: Experiment, mesh, records: dict):
+    """The parameters of the parent's checkpoint in `records` (lineage.json's); None without a parent."""
     if e.parent is None:
+        return None
+    return load.read_params(e.parent, load.load_bound(e.parent), records["parent"]["step"], mesh)
+
+
+def started(fresh: state.TrainState, theirs) -> state.TrainState:
+    """A fresh state with a parent's parameters in it, if there is one; heads that the parent lacks stay fresh."""
+    if theirs is None:
         return fresh
-    theirs = load.read_params(e.parent, load.load_bound(e.parent), records["parent"]["step"], mesh)
     kept = {name: theirs["heads"].get(name, head) for name, head in fresh.params["heads"].items()}
     params = {"backbone": theirs["backbone"], "heads": kept, "adapters": fresh.params["adapters"]}
     return fresh.replace(params=jax.tree.map(lambda new, x: new.astype(x.dtype), params, fresh.params))
+
+
+def initial_state(e: Experiment, mesh, records: dict):
+    """A sharded state: parameters from the seed, or from the parent's checkpoint in `records`."""
+    fresh = state.create_sharded(e.model, e.optimizer, e.seed, mesh, e.lora, e.heads)
+    return started(fresh, parents_params(e, mesh, records))
 
 
 def _floats(node) -> dict:
@@ -84,15 +109,13 @@ def _reference_of(reference, params, frozen):
     return reference[0], params | {"adapters": {}} if frozen is None else frozen
 
 
-def step_function(e: Experiment, mesh, reference=None) -> sharding.Program:
-    """The jitted, donated (state, batch) -> (state, metrics) of an experiment, on a mesh.
+def step_of(e: Experiment, reference=None):
+    """(state, batch, frozen, hyper, floats, total_steps, seed) -> (state, metrics) of an experiment, not yet compiled.
 
-    Float settings of optimizer and objective enter as arrays: runs that differ in them alone share one compiled
-    program. reference: as `objectives.read_reference` gives it; its parameters are never donated.
+    hyper, floats: the float settings of optimizer and objective as arrays. reference: as `objectives.read_reference`
+    gives it; its parameters come in as `frozen`.
     """
-    hyper, floats = _floats(e.optimizer), _floats(e.objective)
-    shardings = jax.tree.map(lambda a: a.sharding, state.abstract(e.model, e.optimizer, mesh, e.lora, e.heads))
-    whole, task = sharding.replicated(mesh), objectives.task(e)
+    task = objectives.task(e)
 
     def one(s, batch, frozen, hyper, floats, total_steps, seed):
         objective = config.replace_leaves(e.objective, floats)
@@ -104,37 +127,79 @@ def step_function(e: Experiment, mesh, reference=None) -> sharding.Program:
         axes, precision = heads.specs(e.model, e.lora, e.heads), e.model.precision
         return update.update(adapted, e.optimizer, axes, precision, e.train, seed, s, batch, hyper, total_steps)
 
-    options = sharding.compiler_options(mesh)
-    jitted = jax.jit(one, donate_argnums=0, out_shardings=(shardings, whole), compiler_options=options)
+    return one
+
+
+def step_function(e: Experiment, mesh, reference=None) -> sharding.Program:
+    """The jitted, donated (state, batch) -> (state, metrics) of an experiment, on a mesh.
+
+    Float settings of optimizer and objective enter as arrays: runs that differ in them alone share one compiled
+    program. reference: as `objectives.read_reference` gives it; its parameters are never donated.
+    """
+    hyper, floats = _floats(e.optimizer), _floats(e.objective)
+    shardings = jax.tree.map(lambda a: a.sharding, state.abstract(e.model, e.optimizer, mesh, e.lora, e.heads))
+    jitted = jax.jit(
+        step_of(e, reference),
+        donate_argnums=0,
+        out_shardings=(shardings, sharding.replicated(mesh)),
+        compiler_options=sharding.compiler_options(mesh),
+    )
     frozen = None if reference is None else reference[1]
     return sharding.Program(jitted, mesh, (frozen, hyper, floats, e.train.steps, e.seed))
 
 
-def evaluate_function(e: Experiment, mesh, tokenizer, valid: dict, reference=None):
-    """(params) -> {source: {"loss", ...}} as the objective measures it, with `all` over every source together."""
+def sums_of(e: Experiment, reference=None):
+    """(params, batch, frozen, floats, token_bytes) -> the objective's sums over a batch, as `step_of`."""
     task = objectives.task(e)
 
-    @jax.jit
-    def sums_of(params, batch, frozen, floats, token_bytes):
+    def sums(params, batch, frozen, floats, token_bytes):
         objective, theirs = config.replace_leaves(e.objective, floats), _reference_of(reference, params, frozen)
         params = lora.attach(e.lora, params)
         return task.sums(objective, e.model, e.train.loss_chunk, theirs, params, batch, token_bytes)
 
+    return sums
+
+
+def evaluated(e: Experiment, mesh, valid: dict, sums, summarize) -> dict:
+    """{source: `summarize` of its sums}, with `all` over every source together. sums: of a batch; mesh: for it."""
+    results, total = {}, None
+    for name, packed in valid.items():
+        found = None
+        for batch in evaluation_batches(packed, e.evaluation.batch_size, mesh, e.evaluation.max_batches):
+            found = pretrain.add(found, sums(batch))
+        results[name] = summarize(found)
+        total = pretrain.add(total, found)
+    return results | {"all": summarize(total)}
+
+
+def evaluate_function(e: Experiment, mesh, tokenizer, valid: dict, reference=None):
+    """(params) -> {source: {"loss", ...}} as the objective measures it, with `all` over every source together."""
+    sums, summarize = jax.jit(sums_of(e, reference)), objectives.task(e).summarize
     token_bytes, floats = jnp.asarray(tokenizer.token_bytes), _floats(e.objective)
     frozen = None if reference is None else reference[1]
 
     def call(params):
-        results, total = {}, None
         with jax.set_mesh(mesh):
-            for name, packed in valid.items():
-                sums = None
-                for batch in evaluation_batches(packed, e.evaluation.batch_size, mesh, e.evaluation.max_batches):
-                    sums = pretrain.add(sums, sums_of(params, batch, frozen, floats, token_bytes))
-                results[name] = task.summarize(sums)
-                total = pretrain.add(total, sums)
-        return results | {"all": task.summarize(total)}
+            return evaluated(e, mesh, valid, lambda batch: sums(params, batch, frozen, floats, token_bytes), summarize)
 
     return call
+
+
+def metrics_of(results: dict) -> dict[str, float]:
+    """What an evaluation adds to the log."""
+    return {f"eval/{name}/{k}": v for name, result in results.items() for k, v in result.items()}
+
+
+def rates(e: Experiment, reference, devices: int) -> tuple[dict[str, float], str]:
+    """(what an update counts towards each metric per second, how the devices' peak is known)."""
+    tokens = e.train.batch_size * e.data.context
+    peak, source = peak_flops(e.model.precision.compute)
+    per_second = {
+        "train/steps_per_second": 1.0,
+        "train/tokens_per_second": tokens,
+        "train/model_flops_utilization": objectives.flops_per_token(e, reference) * tokens / (peak * devices),
+    }
+    return per_second, f"peak {peak / 1e12:.3g} TFLOP/s a device, {source}"
 
 
 def open_workdir(e: Experiment, workdir, base: Experiment | None, tokenizer):
@@ -153,17 +218,9 @@ def train(e: Experiment, workdir, base: Experiment | None = None) -> int:
     use_compilation_cache()
     e = inherit(e)
     mesh = sharding.make_mesh(e.mesh)
-    validate(e, mesh.shape["replica"] * mesh.shape["fsdp"])
-    objectives.validate(e)
-    lineage.check_same_experiment(workdir, e)
-    data = prepared(e.data)
-    objectives.check_tokenizers(e, data.tokenizer)
-    tokenizer, e = data.tokenizer, bind(e, data.tokenizer.vocab_size)
-    transformer.validate(e.model)
-    lora.validate(e.model, e.lora)
-    lineage.check_same_experiment(workdir, e)
+    e, data = settle(e, workdir, mesh.shape["replica"] * mesh.shape["fsdp"])
 
-    root = open_workdir(e, workdir, base, tokenizer)
+    root = open_workdir(e, workdir, base, data.tokenizer)
     checkpoints = Checkpoints(root, e.checkpoint)
     found = checkpoints.latest()
     if found is None:
@@ -177,26 +234,20 @@ def train(e: Experiment, workdir, base: Experiment | None = None) -> int:
         records = storage.read_json(root / "lineage.json")
     reference = objectives.read_reference(e, mesh, records)
 
-    tokens = e.train.batch_size * e.data.context
-    peak, peak_source = peak_flops(e.model.precision.compute)
-    model_flops = objectives.flops_per_token(e, reference) * tokens
+    per_second, peak = rates(e, reference, mesh.size)
     log = MetricsLog(root, e.train.tensorboard)
-    progress = Progress(e.train.steps, int(s.step), f"peak {peak / 1e12:.3g} TFLOP/s a device, {peak_source}")
-    score = evaluate_function(e, mesh, tokenizer, data.valid, reference)
+    progress = Progress(e.train.steps, int(s.step), peak)
+    score = evaluate_function(e, mesh, data.tokenizer, data.valid, reference)
 
     def evaluate(n, s):
-        values = {f"eval/{name}/{k}": v for name, result in score(s.params).items() for k, v in result.items()}
+        values = metrics_of(score(s.params))
         log.write(n, values)
         progress.note(n, {k: v for k, v in values.items() if k.count("/") == 2})  # without diagrams
         return values["eval/all/loss"]
 
     recorder = loop.Recorder(
         first=int(s.step),
-        rates={
-            "train/steps_per_second": 1.0,
-            "train/tokens_per_second": tokens,
-            "train/model_flops_utilization": model_flops / (peak * mesh.size),
-        },
+        rates=per_second,
         max_skipped=e.train.max_skipped,
         sinks=[log.write, progress.update],
         clock=clock,

@@ -101,6 +101,14 @@ def test_batches_hold_the_rows_of_the_order(sets):
     assert batch.loss_mask.dtype == bool and isinstance(batch.tokens, jax.Array)
 
 
+def test_several_seeds_give_the_batches_of_each_one_after_another(sets, mesh8):
+    with loader.Loader(sets, 8, seed=[3, 4], mesh=mesh8) as both:
+        batch = both.batch(2)
+    for i, seed in enumerate((3, 4)):
+        with loader.Loader(sets, 4, seed) as one:
+            assert_same(jax.tree.map(lambda x, i=i: x[4 * i : 4 * i + 4], batch), one.batch(2))
+
+
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_hosts_read_disjoint_rows_of_the_same_batch(sets, mesh8, hosts):
     """A host's rows come from the slices that its devices hold, here those of every second, fourth, ... device."""

@@ -55,6 +55,16 @@ def test_our_side_alone(tmp_path):
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_runs_at_once_are_timed_beside_one_and_the_first_of_them_is_that_one():
+    load = dataclasses.replace(LOAD, dtypes=("float32",), at_once=3)
+    r = bench_train.suite(["toy"], load, None, lambda line: None)
+    one, three = r["toy, float32"][OURS], r["toy, float32"]["3 at once"]
+    assert three["tokens per second"] == pytest.approx(3 * ROWS * LENGTH / three["seconds"]["median"])
+    assert 2 * one["GB at most"] < three["GB at most"] < 4 * one["GB at most"]
+    assert list(r["toy, losses, float32"]) == ["3 at once"]
+    assert r["toy, float32"]["times as fast"]["as"] == "3 at once"
+
+
 def test_an_arm_scores_each_next_token_and_starts_over_from_the_same_weights():
     e = runs(dtypes=("float32",))
     rows = bench_train.made_rows(e["float32"])

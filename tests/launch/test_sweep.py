@@ -46,9 +46,21 @@ class Trained:
         return self.code
 
 
+def train_together(runs, base):
+    """Stands for `replicas.train_together`: the same, of each run in turn."""
+    together.append(["/".join(workdir.split("/")[-2:]) for workdir in runs])
+    for workdir, e in runs.items():
+        flags = [f"--experiment={base_name}", f"--workdir={workdir}", f"--set=seed={e.seed}"]
+        code = Trained(["", "-m", "launch.train", *flags, "--set=model.vocab_size=2048"]).wait()
+        if code:
+            sweep.exits.record_diverged(workdir)
+    return 0
+
+
+sweep.replicas.train_together, base_name, together = train_together, "pretrain_tiny", []
 sweep.subprocess.Popen = Trained
 for scenario in json.load(sys.stdin):
-    codes, trained[:] = scenario.get("codes", {}), []
+    codes, trained[:], together[:] = scenario.get("codes", {}), [], []
     flags.FLAGS.unparse_flags()
     for name in flags.FLAGS:
         flags.FLAGS[name].unparse()
@@ -59,7 +71,8 @@ for scenario in json.load(sys.stdin):
             code = sweep.main()
         except UserError as e:
             code, failed = 2, str(e)
-    print(json.dumps({"code": code, "out": out.getvalue(), "err": err.getvalue(), "error": failed, "trained": trained}))
+    print(json.dumps({"code": code, "out": out.getvalue(), "err": err.getvalue(), "error": failed, "trained": trained,
+                      "together": together}))
 '''
 
 MODEL = ["--experiment=pretrain_tiny", "--set=model.vocab_size=2048", "--seeds=0,1,2", "--edit_grid=no_rope,muon"]
@@ -84,6 +97,8 @@ def results(tmp_path_factory):
         "undone": {"flags": [*MODEL, "--set=optimizer.weight_decay=0.3", f"--workdir={b}", "--dry_run"]},
         "unknown": {"flags": [*MODEL, "--set=optimizer.b2=0.9", f"--workdir={b}", "--dry_run"]},
         "missing": {"flags": ["--experiment=pretrain_tiny"]},
+        "at_once": {"flags": [*MODEL, "--at_once=2", f"--workdir={root / 'd'}"], "codes": {"baseline/seed1": 3}},
+        "dry_at_once": {"flags": [*MODEL, "--at_once=2", f"--workdir={root / 'e'}", "--dry_run"]},
     }
     done = subprocess.run(
         [sys.executable, "-c", DRIVER], input=json.dumps(list(scenarios.values())), capture_output=True, text=True,
@@ -147,3 +162,14 @@ def test_mistakes_are_one_clear_line(results):
 
 def test_a_setting_over_an_edit_is_said(results):
     assert "--set=optimizer.weight_decay=0.3 comes after the edits of muon" in results["undone"]["err"]
+
+
+def test_runs_at_once_are_those_of_one_program(results):
+    """Three seeds of three variants, each variant with a program of its own: two of a variant at once, one alone."""
+    said = results["at_once"]
+    assert said["together"] == [[f"{v}/seed{s}" for s in (0, 1)] for v in ("baseline", "no_rope", "muon")]
+    assert said["trained"][:3] == [f"{v}/seed2" for v in ("baseline", "no_rope", "muon")]  # first, in processes
+    assert said["code"] == 0 and "baseline" in said["out"]
+    assert "muon is not in one program with baseline" in said["err"] and "may only in seed, optimizer.lr" in said["err"]
+    dry = results["dry_at_once"]
+    assert not dry["trained"] and "9 of 9 runs to do, in 6 programs" in dry["out"]
