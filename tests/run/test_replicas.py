@@ -25,6 +25,7 @@ from jaxlm.run.checkpoint import Checkpointing
 from jaxlm.run.experiment import Evaluation, Experiment
 from jaxlm.run.log import read_metrics
 from jaxlm.sharding import MeshConfig
+from jaxlm.steps.distill import Distill
 from jaxlm.steps.policy import PolicyGradient
 from jaxlm.steps.pretrain import NextToken
 from jaxlm.steps.update import Train
@@ -186,6 +187,19 @@ def test_children_begin_with_their_parent_and_train_their_own_adapters(experimen
     workdir, e = next(iter(variants(asked, tmp_path / "alone", VARIANTS[:1]).items()))
     assert train.train(e, workdir, asked) == exits.EXIT_DONE
     assert_close(ends[0], saved(workdir))
+
+
+def test_students_learn_from_one_teacher(experiment, alone, tmp_path):
+    """What is learned against is read once, for all; a float setting of the objective is each run's own."""
+    asked = config.override(experiment, {"objective": Distill(alone[0]), "train.steps": 2, "evaluation.every": 2})
+    runs = variants(asked, tmp_path, [(0.01, 0), (0.001, 1)])
+    runs = {w: config.override(e, {"objective.temperature": 1.0 + i}) for i, (w, e) in enumerate(runs.items())}
+    assert replicas.train_together(runs, asked) == exits.EXIT_DONE
+    workdir, e = list(runs.items())[1]
+    assert train.train(e, tmp_path / "alone", asked) == exits.EXIT_DONE
+    assert_close(saved(workdir), saved(tmp_path / "alone"))
+    ends = [read_metrics(w)[-1]["eval/all/loss"] for w in (workdir, tmp_path / "alone")]
+    assert ends[0] == pytest.approx(ends[1], rel=1e-4)
 
 
 @pytest.mark.parametrize(
