@@ -309,7 +309,10 @@ def main(spec: dict) -> int:
     """The exit code, as a launch program would give it; what went wrong is on stderr."""
     faulthandler.dump_traceback_later(TOO_LONG, exit=True)
     try:
-        return run(spec)
+        code = run(spec)
+        if jax.distributed.is_initialized():  # as at the end of a program: none leaves before the others are done
+            jax.distributed.shutdown()
+        return code
     except BaseException as e:
         if isinstance(e, UserError):
             print(f"error: {e}", file=sys.stderr)
