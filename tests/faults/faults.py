@@ -23,9 +23,11 @@ class Fault:
     stages: tuple[str, ...] = STAGES
 
 
-SOAK_STEPS, SOAK_FAULTS = 60, 25
-# In which phases, and up to how many seconds after they are entered.
-SOAK_PHASES = {"data": 0.0, "step": 0.1, "save": 0.15, "evaluate": 0.2, "restore": 0.05, "compile": 0.5}
+SOAK_STEPS, SOAK_FAULTS = 120, 25
+# In which phases: up to which entry, and to how many seconds after it.
+SOAK_PHASES = {
+    "data": (5, 0.0), "step": (5, 0.1), "save": (2, 0.15), "evaluate": (1, 0.2), "restore": (1, 0.05), "compile": (1, 0.5),
+}  # fmt: skip
 
 CLASSES = {
     "interrupted": "parameters, optimizer state, log and batches bit-equal to the uninterrupted run",
@@ -88,13 +90,13 @@ def kill_again_and_again(t: Trial) -> None:
 def soak(t: Trial) -> None:
     """A longer run that is stopped, killed, hung and damaged again and again. In the end its log adds up: each step
     once, and seconds that are never more than its processes had."""
-    settings = {"train.steps": SOAK_STEPS, "train.hang_seconds": 6.0}
+    settings = {"train.steps": SOAK_STEPS, "train.hang_seconds": 15.0}
     names, struck = ["SIGKILL", "SIGTERM", "SIGKILL", "SIGTERM", "hang", "flip", "tear"], collections.Counter()
     code = None
     while sum(struck.values()) < SOAK_FAULTS and code != exits.EXIT_DONE:
-        name, (phase, longest) = t.rng.choice(names), t.rng.choice(list(SOAK_PHASES.items()))
+        name, (phase, (entries, longest)) = t.rng.choice(names), t.rng.choice(list(SOAK_PHASES.items()))
         phase = "step" if name == "hang" else phase  # nobody watches over what is no training yet
-        entry, after = t.rng.randint(1, 6), round(t.rng.uniform(0, longest), 4)
+        entry, after = t.rng.randint(1, entries), round(t.rng.uniform(0, longest), 4)
         struck[name] += 1
         if name in ("flip", "tear"):
             saved = [p for p in (t.workdir / "checkpoints").glob("[0-9]*")]
