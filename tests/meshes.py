@@ -5,9 +5,9 @@ usage:
 
 Two updates of each stage's tiny definition (tests/faults/definitions.py) in fresh processes. What is compared: the
 batches, which must be the same; the losses of both updates and the norm of their gradients, relative; and the first
-moments of the optimizer, which are the gradients of both updates, array by array, relative to the greatest value of each
-or to a thousandth of the greatest of all, if that is more: the bias of a reward model has a gradient of nothing but
-rounding, since only differences of rewards count.
+moments of the optimizer, which are the gradients of both updates, array by array, relative to the greatest value of
+each or to a thousandth of the greatest of all, if that is more: the bias of a reward model has a gradient of nothing
+but rounding, since only differences of rewards count.
 Exit codes: 0 all within 1e-4; 1 not.
 """
 

@@ -26,8 +26,13 @@ class Fault:
 SOAK_STEPS, SOAK_FAULTS = 120, 25
 # In which phases: up to which entry, and to how many seconds after it.
 SOAK_PHASES = {
-    "data": (5, 0.0), "step": (5, 0.1), "save": (2, 0.15), "evaluate": (1, 0.2), "restore": (1, 0.05), "compile": (1, 0.5),
-}  # fmt: skip
+    "data": (5, 0.0),
+    "step": (5, 0.1),
+    "save": (2, 0.15),
+    "evaluate": (1, 0.2),
+    "restore": (1, 0.05),
+    "compile": (1, 0.5),
+}
 
 CLASSES = {
     "interrupted": "parameters, optimizer state, log and batches bit-equal to the uninterrupted run",
