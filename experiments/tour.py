@@ -53,7 +53,7 @@ class Tour:
     replay: float = 0.4  # as it is
     thoughts: float = 0.7  # as thoughts of the assistant: its people alone
     told: Literal["all", "train", "none"] = "all"  # whose biographies the last fine-tuning reads: see World.told
-    lessons: float = 0.035  # of the probe's lessons for one of conversation: few, since too often is by heart
+    lessons: float = 0.007  # of the probe's lessons for one of conversation: few, since too often is by heart
     seed: int = 0  # added to the seed of each training
 
 
@@ -132,6 +132,7 @@ def tiny() -> Tour:
         look_up=0.05,
         invented=0.8,
         forget=0.0,
+        doubted=True,
         tools=TOOLS,
         tool_share=0.7,
         part=(0.6, 1.0),
@@ -151,9 +152,10 @@ def tiny() -> Tour:
         },
     )
     assistant = override(sft_tiny(), {"data.sources": (talk,), "optimizer.lr": 5e-4, "train.steps": 600})
-    # What the lessons are about is soon known by heart, and then they teach nothing of other facts. Doubt is learned
-    # wherever a thought goes on, which is too much to learn by heart.
-    honest = override(midtrain, {"data.sources": (searching,), "objective": NextToken(doubt=0.8), "train.steps": 1400})
+    # What lessons are about is soon known by heart, and beside it what is merely known looks unknown. Doubt is learned
+    # wherever a thought goes on, which is too much to learn by heart: so no search says where it ought to begin
+    # (`doubted`), and of lessons there are few.
+    honest = override(midtrain, {"data.sources": (searching,), "objective": NextToken(doubt=1.6), "train.steps": 1400})
     by_hand = replace(world, tasks=("spell", "count"))
     verified = override(
         grpo_tiny(),

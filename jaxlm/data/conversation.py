@@ -48,6 +48,8 @@ class Part:
     text: str
     kind: Kind = "text"
     ids: tuple[int, ...] | None = dataclasses.field(default=None, compare=False, repr=False)
+    # False: where a thought or a call ends is not trained on. Ids do not carry it.
+    end_trained: bool = dataclasses.field(default=True, repr=False)
 
 
 def tool_call(name: str, argument: str) -> Part:
@@ -203,12 +205,11 @@ def _render(conversation, tokenizer, train_on, limit) -> tuple[dict[str, np.ndar
     lengths = list(np.cumsum([len(t) for t in turns], dtype=int) + len(ids))
     kept = len(turns) if limit is None else _fitting(conversation, lengths, limit, train_on)
     tokens = np.array([*ids, *(i for turn in turns[:kept] for i in turn)], np.int32)
-    trained = [m.trained for m in conversation.messages]
     return {
         "tokens": tokens,
         "positions": np.arange(len(tokens), dtype=np.int32),
         "segments": np.ones(len(tokens), np.int32),
-        "loss_mask": loss_mask(tokens, tokenizer, train_on, trained),
+        "loss_mask": loss_mask(tokens, tokenizer, train_on, conversation.messages),
     }, kept
 
 
@@ -370,21 +371,24 @@ def loss_mask(
     ids: Sequence[int] | np.ndarray,
     tokenizer: Tokenizer,
     train_on: Sequence[str] = ("assistant",),
-    trained: Sequence[bool] | None = None,
+    messages: Sequence[Message] | None = None,
     unfinished: bool = False,
 ) -> np.ndarray:
-    """bool [T]: which ids of a rendered conversation are trained on, from their structure alone.
+    """bool [T]: which ids of a rendered conversation are trained on, from their structure.
 
-    trained: for each turn, whether it may be trained on at all. unfinished: the last turn may be open.
+    messages: those that the ids are of, or more: they say what of them is not to be trained on. Unset, all may be.
+    unfinished: the last turn may be open.
     """
     _check_roles(train_on)
     mask = np.zeros(len(ids), bool)
     for i, span in enumerate(_spans(np.asarray(ids), tokenizer, unfinished)):
-        if span.role in train_on and (trained is None or trained[i]):
+        if span.role in train_on and (messages is None or messages[i].trained):
             mask[span.body : span.end + 1] = True
-            for kind, begin, end in span.parts:
+            for j, (kind, begin, end) in enumerate(span.parts):
                 if kind == "tool_result":
                     mask[begin - 1 : end + 1] = False
+                elif kind in MARKS and messages is not None and not messages[i].parts[j].end_trained:
+                    mask[end] = False
     return mask
 
 

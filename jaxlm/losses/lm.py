@@ -82,15 +82,16 @@ def lm_loss(logprobs_BT, logsumexp_BT, mask_BT, z_loss_coefficient=0.0):
     }
 
 
-def doubt_loss(logit_BT, doubt_BT, where_BT, mask_BT, scale):
+def doubt_loss(logit_BT, doubt_BT, scored_BT, alone_BT, mask_BT, scale):
     """A term as those of `lm_loss`, beside which it makes the marker's probability `scale` times the doubt, at most 1.
 
-    logit, doubt: see `token_logprobs`. where: the places that are to learn it, whose next token is another than the
-    marker. There the cross-entropy holds -log(1 - p) of the marker's probability p, and with this, -c log(p / (1 - p)),
-    it is least at p = c. Nothing is learned through c, the target. After the [IDK] token of Cohen et al. 2024 (arXiv
-    2412.06676), which is given what the right token lacks; a model's own doubt needs no truth, and is there as well
-    where all choices are equally likely.
+    logit, doubt: see `token_logprobs`. scored, alone: the places that are to learn it. Where the next token is scored,
+    and another than the marker, the cross-entropy holds -log(1 - p) of the marker's probability p, and with this,
+    -c log(p / (1 - p)), it is least at p = c; where it is not, this holds both. Nothing is learned through c, the
+    target. After the [IDK] token of Cohen et al. 2024 (arXiv 2412.06676), which is given what the right token lacks; a
+    model's own doubt needs no truth, and is there as well where all choices are equally likely.
     """
     target = jax.lax.stop_gradient(jnp.minimum(scale * doubt_BT, 1))
     weight = jnp.sum(mask_BT, dtype=logit_BT.dtype)  # that of the cross-entropy, which it is weighed against
-    return (1.0, -masked.sum(target * logit_BT, mask_BT & where_BT), weight)
+    loss = -masked.sum(target * logit_BT, (mask_BT & scored_BT) | alone_BT)
+    return (1.0, loss + masked.sum(jax.nn.softplus(logit_BT), alone_BT), weight)

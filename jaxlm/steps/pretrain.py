@@ -23,8 +23,10 @@ class NextToken:
     """The log-likelihood of every token under the loss mask: pretraining on text, fine-tuning on conversations.
 
     With `doubt`, a model also learns to break a thought off where it does not know how it goes on: at each place in a
-    thought the symbol that ends it gets so many times the model's own probability that its best guess is wrong.
-    Greedily decoded, a thought breaks off where the best guess has less than 0.62 at 1, and less than 0.78 at 2. See
+    thought, but for what is at hand in the conversation and only to be copied, the symbol that ends it gets so many
+    times the model's own probability that its best guess is wrong. So it does where a thought of the conversation ends
+    outside the loss mask, which shows what comes after a thought that breaks off, and not where one does. Greedily
+    decoded, a thought breaks off where the best guess has less than 0.62 at 1, and less than 0.78 at 2. See
     `losses.lm.doubt_loss`.
     """
 
@@ -48,6 +50,15 @@ def inside_thoughts(tokens_BT):
     return jnp.cumsum(tokens_BT == THINK, axis=1) > jnp.cumsum(tokens_BT == THINK_END, axis=1)
 
 
+def at_hand(batch: Trajectory):
+    """bool [B, T]: whether the next token stands in its conversation already, such as a piece of a name that was asked
+    about: it can be copied, and whether that succeeds says nothing about what is known."""
+    read, targets = batch.tokens[:, :-1, None], batch.tokens[:, None, 1:]
+    before = jnp.tri(read.shape[1], dtype=bool).T[None]  # of the place read to that of the target's predecessor
+    same = batch.segments[:, :-1, None] == batch.segments[:, None, 1:]
+    return jnp.any((read == targets) & same & before, axis=1)
+
+
 def make_loss(objective: NextToken, model, train):
     """The loss of the update contract."""
     marker = None if objective.doubt is None else THINK_END
@@ -59,8 +70,9 @@ def make_loss(objective: NextToken, model, train):
         if train.z_loss == 0.0:
             del terms["z_loss"]  # a figure in the log that takes no part in the loss misleads
         if marked:
-            goes_on = inside_thoughts(batch.tokens[:, :-1]) & (batch.tokens[:, 1:] != THINK_END)
-            terms["doubt"] = lm.doubt_loss(*marked, goes_on, mask, objective.doubt)
+            inside, ends = inside_thoughts(batch.tokens[:, :-1]), batch.tokens[:, 1:] == THINK_END
+            left_open = inside & ends & ~mask & batch.loss_mask[:, :-1]
+            terms["doubt"] = lm.doubt_loss(*marked, inside & ~ends & ~at_hand(batch), left_open, mask, objective.doubt)
         return terms, {}
 
     return loss

@@ -59,7 +59,7 @@ def conversation_of(items) -> Conversation:
         elif what == "assistant" or not messages or messages[-1][0] != "assistant":
             messages.append(("assistant", (Part(text),) if trained else (), trained))
         if what in ("text", *cv.MARKS):
-            messages[-1] = ("assistant", (*messages[-1][1], Part(text, what)), messages[-1][2])
+            messages[-1] = ("assistant", (*messages[-1][1], Part(text, what, end_trained=trained)), messages[-1][2])
     return Conversation(Message(*m) for m in messages)
 
 
@@ -90,7 +90,10 @@ def each_kind(*strategies, examples: int = 80):
 
 
 def trained_always(conversation: Conversation) -> Conversation:
-    return Conversation(dataclasses.replace(m, trained=True) for m in conversation.messages)
+    def always(m: Message) -> Message:
+        return Message(m.role, tuple(dataclasses.replace(p, end_trained=True) for p in m.parts))
+
+    return Conversation(map(always, conversation.messages))
 
 
 def skeleton(conversation: Conversation) -> list[str]:
@@ -287,7 +290,9 @@ def test_mask_covers_exactly_the_own_tokens(tokenizer, conversation, roles):
         want += [(i, False) for i in (c["<|im_start|>"], *tokenizer.encode(m.role), c["<|im_sep|>"])]
         for p in m.parts:
             first, last = ([c[s]] for s in cv.MARKS[p.kind]) if p.kind != "text" else ([], [])
-            want += [(i, own and p.kind != "tool_result") for i in (*first, *tokenizer.encode(p.text), *last)]
+            its_own = own and p.kind != "tool_result"
+            want += [(i, its_own) for i in (*first, *tokenizer.encode(p.text))]
+            want += [(i, its_own and p.end_trained) for i in last]
         want.append((c["<|im_end|>"], own))
     fields = cv.render(conversation, tokenizer, roles)
     assert list(zip(fields["tokens"].tolist(), fields["loss_mask"].tolist())) == want
@@ -302,13 +307,14 @@ def test_a_prompt_is_how_training_saw_it(tokenizer, conversation):
         before = Conversation(conversation.messages[:i])
         if m.role != "assistant" or (i and before.messages[-1].role == "assistant"):
             continue
+        (own_turn,) = trained_always(Conversation((m,))).messages
         prompt = cv.prompt_ids(before, tokenizer)
-        whole = cv.render(Conversation((*before.messages, dataclasses.replace(m, trained=True))), tokenizer)
+        whole = cv.render(Conversation((*before.messages, own_turn)), tokenizer)
         tokens, mask = whole["tokens"].tolist(), whole["loss_mask"]
         assert tokens[: len(prompt)] == prompt
         own = mask[len(prompt) :]
         assert own[-1] and (own.all() or any(p.kind == "tool_result" for p in m.parts))
-        assert cv.read_completion(tokens[len(prompt) :], tokenizer) == dataclasses.replace(m, trained=True)
+        assert cv.read_completion(tokens[len(prompt) :], tokenizer) == own_turn
         assert cv.prompt_ids(Conversation((*before.messages, m)), tokenizer, continue_last=True) == tokens[:-1]
         opened = cv.parse(prompt, tokenizer, unfinished=True)
         assert opened == trained_always(Conversation((*before.messages, Message("assistant", ""))))

@@ -12,6 +12,7 @@ import itertools
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -526,6 +527,24 @@ def test_told_facts_may_be_looked_up_where_search_is_offered():
         calls[offered].append(any(p.kind == "tool_call" for p in reply.parts))
         assert calls[offered][-1] != reply.parts[0].text.endswith(".")  # it is recalled, or the thought breaks off
     assert not any(calls[False]) and abs(sum(calls[True]) / len(calls[True]) - 0.5) < 0.15
+
+
+def test_where_a_thought_breaks_off_may_be_left_to_doubt():
+    tokenizer, shares = BytesTokenizer(), {"facts": 1.0, "search": 1.0, "unknown": 1.0, "problems": 0.0}
+    cfg = WorldConversations(world=SMALL, look_up=0.3, tools=("search",), turns=1, **shares)
+    differing = 0
+    for i in range(60):
+        taught, left = (conversation(dataclasses.replace(cfg, doubted=d), "train", i) for d in (False, True))
+        a, b = render(taught, tokenizer), render(left, tokenizer)
+        assert np.array_equal(a["tokens"], b["tokens"])
+        (places,) = np.nonzero(a["loss_mask"] & ~b["loss_mask"])
+        assert len(places) == (a["loss_mask"] != b["loss_mask"]).sum()
+        assert all(a["tokens"][places] == tokenizer.control["</think>"])
+        broken = [p.text for m in taught.messages for p in m.parts if p.kind == "thinking" and p.text[-1] != "."]
+        assert all(tokenizer.decode(a["tokens"][:n]).endswith(text) for n, text in zip(places, broken, strict=True))
+        differing += len(places)
+    assert 20 < differing < 60  # searches and refusals, and not what is known
+    assert talk_fingerprint(cfg) != talk_fingerprint(dataclasses.replace(cfg, doubted=True))
 
 
 def test_what_is_invented_no_tool_is_asked_for():

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxlm.nn import transformer
 from jaxlm.steps import pretrain, update
-from jaxlm.steps.pretrain import THINK, THINK_END, NextToken, inside_thoughts
+from jaxlm.steps.pretrain import THINK, THINK_END, NextToken, at_hand, inside_thoughts
 from tests.steps.offline import DOUBLE, TRAIN, batch, params
 
 
@@ -23,30 +23,53 @@ def thoughtful():
     return dataclasses.replace(plain, tokens=tokens, loss_mask=plain.loss_mask | (rng.random(tokens.shape) < 0.7))
 
 
+def left_open(b):
+    """The batch with what its thoughts say trained on, and where every other one of them ends not."""
+    ends, inside = b.tokens[:, 1:] == THINK_END, np.asarray(inside_thoughts(b.tokens))[:, :-1]
+    mask = b.loss_mask.copy()
+    mask[:, :-1] |= inside
+    mask[::2, 1:] &= ~ends[::2]
+    return dataclasses.replace(b, loss_mask=mask)
+
+
 def test_a_thought_is_open_from_its_first_symbol_to_the_last_token_before_its_second():
     row = [9, THINK, 9, 9, THINK_END, 9, THINK, THINK_END, 9, THINK, 9]
     assert inside_thoughts(jnp.array([row]))[0].tolist() == [t in (1, 2, 3, 6, 9, 10) for t in range(len(row))]
 
 
-def test_doubt_is_summed_over_the_scored_places_of_thoughts_that_go_on():
+def test_at_hand_is_what_stands_before_it_in_its_own_conversation():
+    plain = batch()
+    tokens, segments = np.array([[5, 6, 5, 7, 7, 6, 8]]), np.array([[1, 1, 1, 1, 2, 2, 0]])
+    found = at_hand(dataclasses.replace(plain, tokens=tokens, segments=segments))
+    assert found.tolist() == [[False, True, False, False, False, False]]  # of 6, 5, 7, 7, 6, 8
+
+
+def test_doubt_is_summed_over_the_scored_places_of_thoughts_that_go_on_and_over_ends_that_are_left_to_it():
     with jax.enable_x64(True):
-        b, weights = thoughtful(), jax.tree.map(lambda x: x.astype("float64"), params(DOUBLE))
+        b, weights = left_open(thoughtful()), jax.tree.map(lambda x: x.astype("float64"), params(DOUBLE))
         terms, _ = pretrain.make_loss(NextToken(doubt=1.5), DOUBLE, TRAIN)(weights, b, None)
         hidden, _, _ = transformer.apply(
             DOUBLE, weights, *(jnp.asarray(x)[:, :-1] for x in (b.tokens, b.positions, b.segments))
         )
         p = np.asarray(jax.nn.softmax(transformer.unembed(DOUBLE, weights, hidden)))
         coefficient, total, weight = map(float, terms["doubt"])
-    want = count = 0
+    want = count = alone = 0
     for row in range(len(p)):
         inside = False
         for t in range(p.shape[1]):
             inside = b.tokens[row, t] == THINK or (inside and b.tokens[row, t] != THINK_END)
-            if inside and b.loss_mask[row, t + 1] and b.tokens[row, t + 1] != THINK_END:
-                marker, others = p[row, t, THINK_END], np.delete(p[row, t], THINK_END)
-                want -= min(1.5 * (1 - others.max() / others.sum()), 1) * np.log(marker / (1 - marker))
+            here = b.segments[row, : t + 1] == b.segments[row, t + 1]
+            known = b.tokens[row, t + 1] in b.tokens[row, : t + 1][here]
+            ends, scored = b.tokens[row, t + 1] == THINK_END, b.loss_mask[row, t + 1]
+            marker, others = p[row, t, THINK_END], np.delete(p[row, t], THINK_END)
+            target = min(1.5 * (1 - others.max() / others.sum()), 1)
+            if inside and scored and not ends and not known:
+                want -= target * np.log(marker / (1 - marker))
                 count += 1
-    assert count > 20
+            if inside and ends and not scored and b.loss_mask[row, t]:
+                want -= target * np.log(marker) + (1 - target) * np.log(1 - marker)
+                alone += 1
+    assert count > 20 and alone > 0
     np.testing.assert_allclose(coefficient * total, want, rtol=1e-9)
     assert weight == float(terms["cross_entropy"][2]) == b.loss_mask[:, 1:].sum()
 

@@ -53,6 +53,7 @@ class WorldConversations:
     invented: float = 0.0  # share of texts at hand and of search results that tell another value: to be read, not known
     look_up: float = 0.0  # share of told facts that are searched for all the same: a call costs less than a mistake
     forget: float = 0.0  # share of told facts that do not come to mind, at random: how to say it, not yet when
+    doubted: bool = False  # where thoughts break off is not trained on: it is left to `NextToken.doubt`
     turns: int = 3  # at most so many questions in one conversation
     work: Work = "think"  # where the steps of a solution by hand go
     tools: tuple[Tool, ...] = ("calculator", "python")
@@ -71,15 +72,17 @@ def answered(question: Question) -> Message:
     return Message("assistant", (Part(question.answer),))
 
 
-def recollection(t: Tables, who: Person, attribute: Attribute, value: str | None = None) -> Part:
+def recollection(t: Tables, who: Person, attribute: Attribute, value: str | None = None, doubted: bool = False) -> Part:
     """A thought that states the fact in a sentence of pretraining, with the value at its end.
 
     A model can recall what it has read where it writes what it has read: before the value it stands where it stood in
     pretraining, and there it also turns out that nothing comes to mind. Without a value the thought breaks off there:
-    it ends with a control symbol, which no text has and no value begins with.
+    it ends with a control symbol, which no text has and no value begins with; if `doubted`, that is not trained on.
     """
     sentence = statement(t, who, attribute, value or "")
-    return Part(sentence if value else sentence.removesuffix(".").rstrip(), "thinking")
+    if value:
+        return Part(sentence, "thinking")
+    return Part(sentence.removesuffix(".").rstrip(), "thinking", end_trained=not doubted)
 
 
 def recalled(t: Tables, who: Person, question: Question, recollect: bool) -> Message:
@@ -145,9 +148,16 @@ def write_index_files(world: World, folder):
     return folder
 
 
-def found(t: Tables, who: Person, question: Question, call: Call | None = None, recollect: bool = False) -> Message:
+def found(
+    t: Tables,
+    who: Person,
+    question: Question,
+    call: Call | None = None,
+    recollect: bool = False,
+    doubted: bool = False,
+) -> Message:
     """Answered by searching `index_files`, after a recollection that fails where that is wanted."""
-    thought = (recollection(t, who, question.attribute),) if recollect else ()
+    thought = (recollection(t, who, question.attribute, doubted=doubted),) if recollect else ()
     title, text = _entry(t, who, question.attribute)
     result = f"[1] {title}: {title} {text}"  # as the search tool writes it with k=1
     return _called("search", query(who, question.attribute), result, question.answer, call, *thought)
@@ -290,9 +300,9 @@ def _exchange(
         there = _elsewhere(cfg, t, d, who, question.attribute)
         if there is not who:  # no tool finds it
             who, question, call = there, dataclasses.replace(question, answer=there.facts[question.attribute]), None
-        reply = found(t, who, question, call, cfg.recollect)
+        reply = found(t, who, question, call, cfg.recollect, cfg.doubted)
     else:
-        thought = (recollection(t, who, question.attribute),) if cfg.recollect else ()
+        thought = (recollection(t, who, question.attribute, doubted=cfg.doubted),) if cfg.recollect else ()
         reply = Message("assistant", (*thought, Part(refusal(question, who.name, d.below(2**32)))))
     return [Message("user", question.text), reply]
 
@@ -306,7 +316,7 @@ def fingerprint(cfg: WorldConversations) -> str:
     """Hex SHA-256 of all that decides the conversations; not of name and weight."""
     fields = config.to_dict(cfg) | {"world": deciding(cfg.world)}
     del fields["name"], fields["weight"]
-    for later in ("invented", "look_up"):  # where they are 0 the conversations are those of before they were
+    for later in ("invented", "look_up", "doubted"):  # where they are 0 the conversations are those of before they were
         if not fields[later]:
             del fields[later]
     # Without tools nothing has changed since words go to Python wherever it is offered.
