@@ -162,7 +162,7 @@ def test_the_marker_learns_the_doubt_and_the_rest_the_language(scale):
         total = jax.nn.logsumexp(z[..., :rest], -1)
         doubt = 1 - jnp.exp(z[..., :rest].max(-1) - total)
         mask = jnp.ones((1, rest), bool)
-        term = doubt_loss(z[..., marker] - total, doubt, mask, mask, scale)
+        term = doubt_loss(z[..., marker] - total, doubt, mask, ~mask, mask, scale)
         ce = -jnp.sum(logprobs[0, 0, :rest] * share) * rest
         return (ce + term[1]) / term[2]
 
@@ -175,10 +175,21 @@ def test_the_marker_learns_the_doubt_and_the_rest_the_language(scale):
     np.testing.assert_allclose(p[:rest] / p[:rest].sum(), share, atol=1e-4)
 
 
+@pytest.mark.parametrize("scale", [2.0, 0.5])
+def test_where_nothing_is_scored_the_marker_alone_learns_the_doubt(scale):
+    doubt, alone = jnp.array([[0.1, 0.4, 0.9]]), jnp.array([[True, True, False]])
+    terms = jax.grad(lambda x: doubt_loss(x, doubt, ~alone, alone, ~alone & False, scale)[1])
+    logit = jax.lax.fori_loop(0, 2000, lambda _, x: x - terms(x), jnp.zeros((1, 3)))
+    np.testing.assert_allclose(jax.nn.sigmoid(logit), [[scale * 0.1, scale * 0.4, 0.5]], rtol=1e-4)
+
+
 def test_doubt_counts_where_it_is_learned_and_weighs_as_the_cross_entropy():
     logit, doubt = jnp.array([[1.0, jnp.nan, 3.0, jnp.inf]]), jnp.array([[0.5, 0.1, 0.25, 0.2]])
     where, mask = jnp.array([[True, False, True, True]]), jnp.array([[True, True, True, False]])
-    assert tuple(map(float, doubt_loss(logit, doubt, where, mask, 2.0))) == (1.0, -(1.0 * 1.0 + 0.5 * 3.0), 3.0)
-    assert float(doubt_loss(logit, doubt, where, mask, 3.0)[1]) == -(1.0 * 1.0 + 0.75 * 3.0)  # never above certainty
-    moved = jax.grad(lambda d: doubt_loss(logit, d, where, mask, 2.0)[1])(doubt)
+    none = jnp.zeros_like(mask)
+    assert tuple(map(float, doubt_loss(logit, doubt, where, none, mask, 2.0))) == (1.0, -(1.0 * 1.0 + 0.5 * 3.0), 3.0)
+    assert float(doubt_loss(logit, doubt, where, none, mask, 3.0)[1]) == -(
+        1.0 * 1.0 + 0.75 * 3.0
+    )  # never above certainty
+    moved = jax.grad(lambda d: doubt_loss(logit, d, where, none, mask, 2.0)[1])(doubt)
     np.testing.assert_array_equal(moved, jnp.zeros_like(doubt))
