@@ -5,6 +5,8 @@ p % capacity, so a window layer is a ring of its last `window` tokens. One row h
 from 0 without gaps; a full layer's capacity must exceed the last position. Keys and values lie head by head, as
 attention's products read them: otherwise XLA turns the whole cache around at each step. A model with short convolutions
 also keeps, under `recent_*`, the last inputs of each.
+
+What was fed may be taken back (`rewind`): rings and last inputs then keep `spare` tokens more than they need.
 """
 
 import functools
@@ -23,12 +25,16 @@ AXES = {
 RECENT = ("recent_attention", "recent_mlp")
 
 
-def init_cache(cfg: ModelConfig, batch: int, capacity: int):
-    """An empty cache; window layers keep min(capacity, window) entries. Segment 0 marks an empty entry."""
+def init_cache(cfg: ModelConfig, batch: int, capacity: int, spare: int = 0):
+    """An empty cache; window layers keep min(capacity, window + spare) entries. Segment 0 marks an empty entry.
+
+    spare: the most tokens that `rewind` will take back at once.
+    """
     dtype = jnp.dtype(cfg.precision.cache or cfg.precision.compute)
 
     def layer(kind: str):
-        size = min(capacity, cfg.window_of(kind) or capacity)
+        window = cfg.window_of(kind)
+        size = capacity if window is None else min(capacity, window + spare)
         values = (batch, cfg.key_heads, size, cfg.head_dim)
         entries = {
             "k": jnp.zeros(values, dtype),
@@ -37,7 +43,7 @@ def init_cache(cfg: ModelConfig, batch: int, capacity: int):
             "key_segments": jnp.zeros((batch, size), jnp.int32),
         }
         if cfg.short_conv is not None:
-            entries |= {name: jnp.zeros((batch, cfg.short_conv - 1, cfg.width), dtype) for name in RECENT}
+            entries |= {name: jnp.zeros((batch, cfg.short_conv - 1 + spare, cfg.width), dtype) for name in RECENT}
         return entries
 
     return tuple(layer(cfg.kind(i)) for i in range(cfg.layers))
@@ -56,6 +62,20 @@ def _entry_axis(name: str) -> int:
 def clear(cache, rows_B):
     """Empties the rows where `rows_B` is true, as must be done before a row takes another sequence."""
     return tuple(layer | {"key_segments": jnp.where(rows_B[:, None], 0, layer["key_segments"])} for layer in cache)
+
+
+def rewind(cache, positions_B, dropped_B):
+    """The cache without each row's last `dropped_B` tokens, at most its `spare`: the next stands at `positions_B`."""
+
+    def layer(old):
+        kept = old["key_positions"] < positions_B[:, None]
+        new = old | {"key_segments": jnp.where(kept, old["key_segments"], 0)}
+        for name in RECENT:
+            if name in old:  # what slides in is older than a convolution reaches
+                new[name] = jax.vmap(lambda x, n: jnp.roll(x, n, axis=0))(old[name], dropped_B)
+        return new
+
+    return tuple(layer(x) for x in cache)
 
 
 def entries(k_BTKC, v_BTKC, positions_BT, segments_BT) -> dict:

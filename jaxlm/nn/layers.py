@@ -168,18 +168,18 @@ class ShortConv(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD, positions_BT, segments_BT, recent=None):
-        """(output [B, T, D], new recent). `recent` [B, taps - 1, D]: the inputs before these, if there is a cache."""
+        """(output [B, T, D], new recent). `recent` [B, R, D], R >= taps - 1: the inputs before these, with a cache."""
         taps, T = self.cfg.short_conv, x_BTD.shape[1]
         kernel = declare(self, "kernel", nn.initializers.zeros, (taps, self.cfg.width), ("taps", "embed"))
         before = jnp.zeros_like(x_BTD[:, :1]).repeat(taps - 1, 1) if recent is None else recent.astype(x_BTD.dtype)
-        seen = jnp.concatenate([before, x_BTD], axis=1)
+        seen, R = jnp.concatenate([before, x_BTD], axis=1), before.shape[1]
         out = x_BTD
         for back in range(taps):
-            part = jax.lax.slice_in_dim(seen, taps - 1 - back, taps - 1 - back + T, axis=1)
+            part = jax.lax.slice_in_dim(seen, R - back, R - back + T, axis=1)
             out = out + jnp.where(positions_BT[..., None] >= back, part * _row(kernel[back], x_BTD), 0)
         if recent is not None:  # the inputs that end with each row's last real token
             last = jnp.max(jnp.where(segments_BT > 0, jnp.arange(T)[None] + 1, 0), axis=1)
-            take = jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, taps - 1))
+            take = jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, R))
             recent = take(seen, last).astype(recent.dtype)
         return out, recent
 

@@ -16,6 +16,7 @@ from jaxlm.nn import heads, transformer
 from jaxlm.nn import lora as adapters
 from jaxlm.run import checkpoint
 from jaxlm.run.experiment import Experiment
+from jaxlm.sample.speculative import Draft
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,3 +100,14 @@ def load_run(workdir, step: int | str | None = None) -> Run:
     if "lm" not in e.heads:
         raise UserError(f"{workdir} is a {e.heads[0]} model, which predicts no tokens")
     return load_any(workdir, step)
+
+
+def load_draft(workdir, target: Run, tokens: int) -> Draft:
+    """The model of a run as the draft of another, proposing so many tokens; `UserError` if their tokenizers differ."""
+    run = load_run(workdir)
+    if run.tokenizer.hash != target.tokenizer.hash:
+        raise UserError(
+            f"the tokenizer of the draft {workdir} is not that of {target.workdir}: a draft must be trained with the "
+            "same one (or distilled from the target)"
+        )
+    return Draft(run.model, run.params, tokens)

@@ -26,6 +26,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,14 @@ MIN_PROMPT_BUCKET, MIN_TOKENS_BUCKET, MIN_CAPACITY, MIN_STOPS_BUCKET = 16, 32, 6
 
 Respond = Callable[[int, list[int]], Sequence[int] | None]
 OnTokens = Callable[[int, list[int]], None]
+
+
+class Decoder(NamedTuple):
+    """What the host asks of the device. The state is its own: of what `slots` shows the host reads, and no more."""
+
+    prefill: Callable[..., Any]  # (state, settings, slot_G, tokens_GT, lengths_G, start_G, count_G) -> state
+    decode: Callable[..., Any]  # (state, idle_B, steps, leave) -> state
+    slots: Callable[[Any], device.Slots]
 
 
 def bucket(n: int, smallest: int = 1) -> int:
@@ -102,9 +111,9 @@ def _settings(cfg: ModelConfig, tokenizer, rows: Sequence[Request], G: int, S: i
     )
 
 
-def _prefill(cfg, params, tokenizer, state: device.Slots, ready: list[tuple[int, Request]], G: int) -> device.Slots:
+def _prefill(cfg, tokenizer, decoder: Decoder, state, ready: list[tuple[int, Request]], G: int):
     """Feeds each (slot, request) what the model has not seen: its prompt, or the forced tokens and the one before."""
-    B, S = state.settings.stop_ids_RS.shape
+    B, S = decoder.slots(state).settings.stop_ids_RS.shape
     by_length: dict[int, list] = {}
     for b, r in ready:
         tokens = [*r.prompt, *r.ids][-r.unfed :]
@@ -119,7 +128,7 @@ def _prefill(cfg, params, tokenizer, state: device.Slots, ready: list[tuple[int,
                 slot[g], lengths[g], starts[g], counts[g] = b, len(tokens), start, len(r.ids)
                 tokens_GT[g, : len(tokens)] = tokens
             settings = _settings(cfg, tokenizer, [r for _, r, _, _ in rows], G, S)
-            state = device.prefill(cfg, params, state, settings, slot, tokens_GT, lengths, starts, counts)
+            state = decoder.prefill(state, settings, slot, tokens_GT, lengths, starts, counts)
     return state
 
 
@@ -165,17 +174,26 @@ def generate(
     queue = requests.make_requests(cfg, tokenizer, prompts, sampling, sample_ids)
     if not queue:
         return []
-    B = slots_for(len(queue), slots)
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        state = device.empty(cfg, **shapes_for(queue, slots, respond))
+        prefill, decode = (functools.partial(f, cfg, params) for f in (device.prefill, device.decode))
+        decoder = Decoder(prefill, decode, slots=lambda state: state)
+        return run(cfg, tokenizer, queue, decoder, state, respond, on_tokens, chunk)[0]
+
+
+def shapes_for(queue: Sequence[Request], slots: int | None, respond: Respond | None) -> dict[str, int]:
+    """Shapes of the slots that decode these requests."""
     longest = [r.longest(0 if respond is None else r.sampling.max_forced) for r in queue]
     whole = max(len(r.prompt) + n for r, n in zip(queue, longest))
-    shapes = sizes(max(longest), max(len(r.stops) for r in queue), whole)
-    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-        state = device.empty(cfg, B, **shapes)
-        return _run(cfg, params, tokenizer, queue, state, respond, on_tokens, chunk)
+    return {"B": slots_for(len(queue), slots)} | sizes(max(longest), max(len(r.stops) for r in queue), whole)
 
 
-def _run(cfg, params, tokenizer, queue: list[Request], state: device.Slots, respond, on_tokens, chunk: int):
-    B, N = state.ids_BN.shape
+def run(cfg: ModelConfig, tokenizer, queue: list[Request], decoder: Decoder, state, respond, on_tokens, chunk: int):
+    """(completions in order, last state) of the requests, decoded from an empty `state` on; arguments as `generate`'s.
+
+    cfg: of the model whose completions they are.
+    """
+    B, N = decoder.slots(state).ids_BN.shape
     G = group_rows(B)
     # Those that may run longest go first, so that few slots are idle in the end.
     waiting = collections.deque(sorted(queue, key=lambda r: -r.sampling.max_tokens))
@@ -192,16 +210,15 @@ def _run(cfg, params, tokenizer, queue: list[Request], state: device.Slots, resp
             if held[b] is None and waiting:
                 held[b] = waiting.popleft()
                 ready.append((b, held[b]))
-        state, ready = _prefill(cfg, params, tokenizer, state, ready, G), []
+        state, ready = _prefill(cfg, tokenizer, decoder, state, ready, G), []
         idle = np.array([r is None for r in held])
         live = B - int(idle.sum())
         leave = B - live + (min(G, live) if waiting or respond is not None else live)
         looks = on_tokens is not None or any(r and r.sampling.stop_strings for r in held)
-        state = device.decode(cfg, params, state, idle, np.int32(chunk if looks else N), np.int32(leave))
+        state = decoder.decode(state, idle, np.int32(chunk if looks else N), np.int32(leave))
 
-        count, finished, ids, logprobs = jax.device_get(
-            (state.count_B, state.finished_B, state.ids_BN, state.logprobs_BN)
-        )
+        said = decoder.slots(state)
+        count, finished, ids, logprobs = jax.device_get((said.count_B, said.finished_B, said.ids_BN, said.logprobs_BN))
         stopped = []
         for b, r in enumerate(held):
             if r is None:
@@ -222,7 +239,7 @@ def _run(cfg, params, tokenizer, queue: list[Request], state: device.Slots, resp
                 ready.append((b, r))
             else:
                 results[r.index], held[b] = requests.complete(r, tokenizer, stop=answer is None), None
-    return results
+    return results, state
 
 
 @functools.partial(jax.jit, static_argnames=("cfg",))

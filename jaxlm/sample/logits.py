@@ -62,6 +62,40 @@ def likeliest(logits_BV: jax.Array) -> jax.Array:
     return jnp.min(jnp.where(greatest_BV, jnp.arange(V, dtype=jnp.int32), V), axis=-1) % V
 
 
+def adjust(
+    logits_BV: jax.Array,
+    temperature_B: jax.Array,
+    top_k_B: jax.Array,
+    top_p_B: jax.Array,
+    min_p_B: jax.Array,
+    allowed_BV: jax.Array | None = None,
+) -> jax.Array:
+    """The logits [B, V] that a token is drawn by: at the temperature, what is not allowed or filtered out at -inf."""
+    scaled_BV = apply_temperature(logits_BV, temperature_B)
+    if allowed_BV is not None:
+        scaled_BV = jnp.where(allowed_BV, scaled_BV, REMOVED)
+    # The sort costs more than the rest at a large vocabulary; a row that filters nothing is the same on either branch.
+    filters = jnp.any((top_k_B > 0) | (top_p_B < 1) | (min_p_B > 0))
+    return jax.lax.cond(filters, lambda x: filter_logits(x, top_k_B, top_p_B, min_p_B), lambda x: x, scaled_BV)
+
+
+def draw(keys_B: jax.Array, adjusted_BV: jax.Array, temperature_B: jax.Array) -> jax.Array:
+    """One token per row by adjusted logits, int32 [B]: drawn with the row's key, or the likeliest at temperature 0."""
+    draws_B1 = (temperature_B > 0)[:, None]
+
+    def with_noise(x_BV):  # the likeliest after Gumbel noise is a draw, as in jax.random.categorical
+        noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, x_BV.shape[1:], x_BV.dtype))(keys_B)
+        return jnp.where(draws_B1, noise_BV + x_BV, x_BV)
+
+    return likeliest(jax.lax.cond(jnp.any(draws_B1), with_noise, lambda x: x, adjusted_BV))
+
+
+def probabilities(adjusted_BV: jax.Array, temperature_B: jax.Array) -> jax.Array:
+    """What `draw` draws from, [B, V]: at temperature 0 all is on the likeliest token."""
+    greedy_BV = jax.nn.one_hot(likeliest(adjusted_BV), adjusted_BV.shape[-1], dtype=adjusted_BV.dtype)
+    return jnp.where((temperature_B > 0)[:, None], jax.nn.softmax(adjusted_BV, axis=-1), greedy_BV)
+
+
 def sample(
     keys_B: jax.Array,
     logits_BV: jax.Array,
@@ -78,17 +112,5 @@ def sample(
     Temperature 0 takes the likeliest allowed token (the lowest id among equals).
     """
     logprobs_BV = token_logprobs(logits_BV, temperature_B)
-    scaled_BV = apply_temperature(logits_BV, temperature_B)
-    if allowed_BV is not None:
-        scaled_BV = jnp.where(allowed_BV, scaled_BV, REMOVED)
-    # The sort costs more than the rest at a large vocabulary; a row that filters nothing is the same on either branch.
-    filters = jnp.any((top_k_B > 0) | (top_p_B < 1) | (min_p_B > 0))
-    scaled_BV = jax.lax.cond(filters, lambda x: filter_logits(x, top_k_B, top_p_B, min_p_B), lambda x: x, scaled_BV)
-    draws_B1 = (temperature_B > 0)[:, None]
-
-    def with_noise(x_BV):  # the likeliest after Gumbel noise is a draw, as in jax.random.categorical
-        noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, x_BV.shape[1:], x_BV.dtype))(keys_B)
-        return jnp.where(draws_B1, noise_BV + x_BV, x_BV)
-
-    ids_B = likeliest(jax.lax.cond(jnp.any(draws_B1), with_noise, lambda x: x, scaled_BV))
+    ids_B = draw(keys_B, adjust(logits_BV, temperature_B, top_k_B, top_p_B, min_p_B, allowed_BV), temperature_B)
     return ids_B, jnp.take_along_axis(logprobs_BV, ids_B[:, None], axis=-1)[:, 0]

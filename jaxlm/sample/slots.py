@@ -50,14 +50,15 @@ class Slots:
     logprobs_BN: jax.Array
 
 
-def _spread(cfg: ModelConfig, slots: Slots) -> Slots:
+def spread(cfg: ModelConfig, slots: Slots) -> Slots:
+    """The slots where they belong under the mesh that is set."""
     whole = jax.tree.map(lambda x: constrain(x, (None,) * x.ndim), slots.replace(cache=()))
     return whole.replace(cache=jax.tree.map(constrain, slots.cache, cache_specs(cfg)))
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "B", "N", "S", "capacity"))
-def empty(cfg: ModelConfig, B: int, N: int, S: int, capacity: int) -> Slots:
-    """Slots that have all finished."""
+@functools.partial(jax.jit, static_argnames=("cfg", "B", "N", "S", "capacity", "spare"))
+def empty(cfg: ModelConfig, B: int, N: int, S: int, capacity: int, spare: int = 0) -> Slots:
+    """Slots that have all finished. spare: as in `init_cache`."""
     zeros = functools.partial(jnp.zeros, (B,))
     settings = Settings(
         temperature_R=zeros(jnp.float32),
@@ -71,7 +72,7 @@ def empty(cfg: ModelConfig, B: int, N: int, S: int, capacity: int) -> Slots:
         allowed_RV=jnp.ones((B, padded_vocab(cfg)), bool),
     )
     slots = Slots(
-        cache=init_cache(cfg, B, capacity),
+        cache=init_cache(cfg, B, capacity, spare),
         settings=settings,
         pending_B=zeros(jnp.int32),
         position_B=zeros(jnp.int32),
@@ -80,7 +81,7 @@ def empty(cfg: ModelConfig, B: int, N: int, S: int, capacity: int) -> Slots:
         ids_BN=jnp.zeros((B, N), jnp.int32),
         logprobs_BN=jnp.zeros((B, N), jnp.float32),
     )
-    return _spread(cfg, slots)
+    return spread(cfg, slots)
 
 
 def described(cfg: ModelConfig, mesh, B: int, N: int, S: int, capacity: int) -> Slots:
@@ -103,6 +104,19 @@ def layout(tokens_BT: jax.Array, lengths_B: jax.Array, start_B: jax.Array | None
     return jnp.where(inside_BT, index_BT, 0), inside_BT.astype(jnp.int32)
 
 
+def token_keys(s: Settings, count_R: jax.Array) -> jax.Array:
+    """The key of each row's token number `count_R`."""
+    return jax.vmap(lambda seed, *index: rng.stream_key(jax.random.key(seed), rng.SAMPLE, *index))(
+        s.seed_R, s.sample_id_R, count_R
+    )
+
+
+def filters(s: Settings, real_R: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(top_k, top_p, min_p). Rows that are not `real_R` must not switch the filters on for rows that want none (only
+    speed: the values are the same)."""
+    return tuple(jnp.where(real_R, x, off) for x, off in ((s.top_k_R, 0), (s.top_p_R, 1.0), (s.min_p_R, 0.0)))
+
+
 def _emit(slots: Slots, settings: Settings, slot_R, count_R, logits_RV) -> Slots:
     """Samples the next token of each row and books it in its slot, as number `count_R` of the completion.
 
@@ -111,14 +125,8 @@ def _emit(slots: Slots, settings: Settings, slot_R, count_R, logits_RV) -> Slots
     B = slots.finished_B.shape[0]
     s, real_R = settings, slot_R < B
     logits_RV = constrain(logits_RV, ("batch", None))
-    keys_R = jax.vmap(lambda seed, *index: rng.stream_key(jax.random.key(seed), rng.SAMPLE, *index))(
-        s.seed_R, s.sample_id_R, count_R
-    )
-    # Rows of no slot must not switch the filters on for rows that want none (only speed: the values are the same).
-    top_k_R, top_p_R, min_p_R = (
-        jnp.where(real_R, x, off) for x, off in ((s.top_k_R, 0), (s.top_p_R, 1.0), (s.min_p_R, 0.0))
-    )
-    ids_R, logprobs_R = sample(keys_R, logits_RV, s.temperature_R, top_k_R, top_p_R, min_p_R, s.allowed_RV)
+    keys_R = token_keys(s, count_R)
+    ids_R, logprobs_R = sample(keys_R, logits_RV, s.temperature_R, *filters(s, real_R), s.allowed_RV)
     stopped_R = jnp.any(ids_R[:, None] == s.stop_ids_RS, axis=-1) | (count_R + 1 >= s.limit_R)
 
     def put(old, new, *place):
@@ -133,28 +141,40 @@ def _emit(slots: Slots, settings: Settings, slot_R, count_R, logits_RV) -> Slots
     )
 
 
-@functools.partial(jax.jit, static_argnames=("cfg",), donate_argnames=("slots",))
-def prefill(cfg: ModelConfig, params, slots: Slots, settings: Settings, slot_G, tokens_GT, lengths_G, start_G, count_G):
-    """Feeds right-padded tokens to the slots `slot_G` from position `start_G` on, and samples what follows them.
+def feed(cfg: ModelConfig, params, cache, slot_G, tokens_GT, lengths_G, start_G):
+    """(hidden [G, T, D], cache): right-padded tokens fed to the slots `slot_G` of a cache from `start_G` on.
 
-    A start of 0 begins another sequence; a later one goes on with the slot's own. `count_G`: length of the completion
-    so far. Rows that are not needed have slot B and length 0.
+    A start of 0 begins another sequence; a later one goes on with the slot's own.
     """
 
     def put(old, new):
         return old.at[slot_G].set(new, mode="drop")
 
-    taken = jax.tree.map(lambda x: x.at[slot_G].get(mode="fill", fill_value=0), slots.cache)
+    taken = jax.tree.map(lambda x: x.at[slot_G].get(mode="fill", fill_value=0), cache)
     layouts = layout(tokens_GT, lengths_G, start_G)
-    hidden_GTD, cache, _ = apply(cfg, params, tokens_GT, *layouts, clear(taken, start_G == 0))
+    hidden_GTD, new, _ = apply(cfg, params, tokens_GT, *layouts, clear(taken, start_G == 0))
+    return hidden_GTD, jax.tree.map(put, cache, new)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg",), donate_argnames=("slots",))
+def prefill(cfg: ModelConfig, params, slots: Slots, settings: Settings, slot_G, tokens_GT, lengths_G, start_G, count_G):
+    """Feeds tokens to the slots (see `feed`), and samples what follows them.
+
+    `count_G`: length of the completion so far. Rows that are not needed have slot B and length 0.
+    """
+
+    def put(old, new):
+        return old.at[slot_G].set(new, mode="drop")
+
+    hidden_GTD, cache = feed(cfg, params, slots.cache, slot_G, tokens_GT, lengths_G, start_G)
     last_G11 = jnp.maximum(lengths_G - 1, 0)[:, None, None]
     logits_GV = unembed(cfg, params, jnp.take_along_axis(hidden_GTD, last_G11, axis=1)[:, 0])
     slots = slots.replace(
-        cache=jax.tree.map(put, slots.cache, cache),
+        cache=cache,
         settings=jax.tree.map(put, slots.settings, settings),
         position_B=put(slots.position_B, start_G + lengths_G),
     )
-    return _spread(cfg, _emit(slots, settings, slot_G, count_G, logits_GV))
+    return spread(cfg, _emit(slots, settings, slot_G, count_G, logits_GV))
 
 
 @functools.partial(jax.jit, static_argnames=("cfg",), donate_argnames=("slots",))
@@ -178,6 +198,6 @@ def decode(cfg: ModelConfig, params, slots: Slots, idle_B: jax.Array, steps: jax
         logits_BV = unembed(cfg, params, hidden_B1D[:, 0])
         slots = slots.replace(cache=cache, position_B=slots.position_B + live_B)
         slot_B = jnp.where(live_B, jnp.arange(B), B)
-        return step + 1, _spread(cfg, _emit(slots, slots.settings, slot_B, slots.count_B, logits_BV))
+        return step + 1, spread(cfg, _emit(slots, slots.settings, slot_B, slots.count_B, logits_BV))
 
-    return _spread(cfg, jax.lax.while_loop(more, body, (jnp.int32(0), slots))[1])
+    return spread(cfg, jax.lax.while_loop(more, body, (jnp.int32(0), slots))[1])
