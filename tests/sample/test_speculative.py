@@ -84,11 +84,21 @@ def test_judged_tokens_follow_the_target_at_every_place():
 
 
 # ------------------------------------------------------------------------------------------------ whole completions
-TINY = ModelConfig(vocab_size=4, layers=2, width=16, heads=2, pattern=("window", "full"), window=2)
+# Window and full layers, positions that end, and a draft of another depth.
+TINY = ModelConfig(
+    vocab_size=4, layers=2, width=16, heads=2, pattern=("window", "full"), window=2, positions=LearnedPositions(8)
+)
+SMALLER = dataclasses.replace(TINY, layers=1)
+TARGET, PROPOSER = (jax.tree.map(lambda x: x * 0.6, random_params(cfg, 3)) for cfg in (TINY, SMALLER))
 STOP = 3
 
 
-def exact(cfg, params, prompt, s: Sampling) -> dict[tuple[int, ...], float]:
+def tiny(prompts, s, params=(TARGET, PROPOSER), **options):
+    draft = Draft(SMALLER, params[1], 2)
+    return speculative.generate(TINY, params[0], Numbers(4), prompts, s, draft, slots=64, **options)
+
+
+def exact(prompt, s: Sampling) -> dict[tuple[int, ...], float]:
     """The probability of each completion, from the logits of full passes."""
     found = {}
 
@@ -96,8 +106,8 @@ def exact(cfg, params, prompt, s: Sampling) -> dict[tuple[int, ...], float]:
         if len(ids) == s.max_tokens or STOP in ids:
             found[ids] = probability
             return
-        scaled = np.full(cfg.vocab_size, -np.inf)
-        logits = full_logits(cfg, params, [*prompt, *ids], 16)[-1, : cfg.vocab_size] / s.temperature
+        scaled = np.full(TINY.vocab_size, -np.inf)
+        logits = full_logits(TINY, TARGET, [*prompt, *ids], 8)[-1, : TINY.vocab_size] / s.temperature
         best = np.argsort(-logits)[: s.top_k or None]
         scaled[best] = logits[best]
         p = np.exp(scaled - scaled.max())
@@ -111,12 +121,10 @@ def exact(cfg, params, prompt, s: Sampling) -> dict[tuple[int, ...], float]:
 @pytest.mark.parametrize(("temperature", "top_k"), [(1.0, 0), (1.4, 3)])
 def test_completions_have_the_probabilities_of_the_target(temperature, top_k):
     N, prompt = 3000, [0, 1, 2, 0]
-    params = jax.tree.map(lambda x: x * 0.6, random_params(TINY, 3))
-    draft = Draft(dataclasses.replace(TINY, layers=1), random_params(dataclasses.replace(TINY, layers=1), 4), 2)
     s = Sampling(temperature=temperature, top_k=top_k, max_tokens=4, stop_ids=(STOP,))
-    expected = exact(TINY, params, prompt, s)
+    expected = exact(prompt, s)
     assert len(expected) > 30 and abs(sum(expected.values()) - 1) < 1e-5
-    out, worth = speculative.generate(TINY, params, Numbers(4), [prompt] * N, s, draft, slots=64)
+    out, worth = tiny([prompt] * N, s)
     assert 0.2 < worth.rate < 0.9  # both ways of getting a token have their part
     place = {ids: i for i, ids in enumerate(expected)}
     counts = np.bincount([place[c.ids] for c in out], minlength=len(place))
@@ -178,34 +186,23 @@ def test_a_request_does_not_depend_on_its_company():
     assert len({c.ids for c in run(([[40]] * 4, warm, [0, 1, 0, 1]), draft)[0]}) == 4
 
 
-LEARNED = dataclasses.replace(CFG, positions=LearnedPositions(24), layers=1, pattern=("full",), window=None)
-BOUND = [[40 + i] * (17 + i) for i in range(8)]  # to at most 8 tokens and at least 1, whatever is asked for
-
-
 def test_learned_positions_bound_both_models():
-    params, s = random_params(LEARNED), Sampling(max_tokens=50, temperature=0.0)
-    want = engine.generate(LEARNED, params, TOKENIZER, BOUND, s)
-    got, _ = speculative.generate(LEARNED, params, TOKENIZER, BOUND, s, Draft(LEARNED, random_params(LEARNED, 2), K))
+    prompts, s = [[1] * n for n in range(1, 9)], Sampling(max_tokens=50, temperature=0.0)
+    want = engine.generate(TINY, TARGET, Numbers(4), prompts, s)
+    got, _ = tiny(prompts, s)
     assert [c.ids for c in got] == [c.ids for c in want] and [len(c.ids) for c in got] == [*range(8, 0, -1)]
-    short = Draft(dataclasses.replace(LEARNED, positions=LearnedPositions(23)), {})
-    with pytest.raises(UserError, match=r"17 \+ 8 tokens but the draft's learned positions reach 23"):
-        speculative.generate(LEARNED, params, TOKENIZER, BOUND, s, short)
+    short = Draft(dataclasses.replace(SMALLER, positions=LearnedPositions(7)), {})
+    with pytest.raises(UserError, match=r"1 \+ 8 tokens but the draft's learned positions reach 7"):
+        speculative.generate(TINY, TARGET, Numbers(4), prompts, s, short)
 
 
 def test_several_devices_say_what_one_says():
     mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=2, tensor=2))
-    where = sharding.tree_shardings(mesh, specs(LEARNED), abstract(LEARNED))
-    s = [Sampling(temperature=t, max_tokens=50) for t in (0.0, 0.8)] * 4
-
-    def run(params, draft_params, mesh=None):
-        draft = Draft(LEARNED, draft_params, K)
-        return speculative.generate(LEARNED, params, TOKENIZER, BOUND, s, draft, mesh=mesh)
-
-    params = random_params(LEARNED)
-    disturbed = jax.tree.map(lambda x, y: x + 0.03 * y, params, random_params(LEARNED, 2))
-    want, alone = run(params, disturbed)
-    got, together = run(*(jax.device_put(x, where) for x in (params, disturbed)), mesh)
-    assert [c.ids for c in got] == [c.ids for c in want] and together == alone and 0.3 < alone.rate < 1
+    where = [sharding.tree_shardings(mesh, specs(cfg), abstract(cfg)) for cfg in (TINY, SMALLER)]
+    prompts, s = [[i % 4, 1, 2] for i in range(32)], [Sampling(temperature=t, max_tokens=6) for t in (0.0, 0.8)] * 16
+    want, alone = tiny(prompts, s)
+    got, together = tiny(prompts, s, jax.device_put((TARGET, PROPOSER), tuple(where)), mesh=mesh)
+    assert [c.ids for c in got] == [c.ids for c in want] and together == alone and 0.2 < alone.rate < 0.9
 
 
 def test_bad_drafts_are_one_clear_line():
