@@ -16,10 +16,13 @@ index that jaxlm.tools.build_index has made.
 
 Prompt and reply together stay within the context that the model was trained on: older exchanges are left out, and a
 note says so. --temperature=0 takes the likeliest token each time. The same --seed and messages give the same replies.
+Faster: --draft=RUN lets a smaller model with the same tokenizer propose --draft_tokens tokens at a time, which the
+model judges in one pass; the replies stay the model's own (see launch.sample --help).
 
 examples:
   python -m launch.chat --workdir=runs/sft
   python -m launch.chat --workdir=runs/sft --tools=calculator,python --temperature=0 --show_probabilities=3
+  python -m launch.chat --workdir=runs/sft --draft=runs/small_sft
   echo 'What is your name?' | python -m launch.chat --workdir=runs/sft --hide_thinking
 
 Exit codes: 0 done; 2 bad input, also when a line of input that does not come from a terminal could not be answered.
@@ -39,14 +42,16 @@ from jaxlm.data.conversation import Conversation, Message, prompt_ids, read_comp
 from jaxlm.data.messages import to_messages
 from jaxlm.data.world.talk import tools_message
 from jaxlm.run.ask import is_chat
-from jaxlm.run.load import Run, load_run
+from jaxlm.run.load import Run, load_draft, load_run
 from jaxlm.run.train import use_compilation_cache
 from jaxlm.sample import alternatives
 from jaxlm.sample.chat import fitted, reply
 from jaxlm.sample.engine import Sampling
+from jaxlm.sample.speculative import Draft
 from jaxlm.sample.transcript import Printer
 from jaxlm.tools import NAMES, Tool, by_name
 from launch import common
+from launch.draft_flags import DRAFT, DRAFT_TOKENS
 from launch.tool_flags import UNSAFE_PYTHON
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run that was fine-tuned on conversations.")
@@ -64,7 +69,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Of the random draws.")
 SHOW_PROBABILITIES = flags.DEFINE_integer("show_probabilities", None, "Show the K likeliest at each token.", 1)
 HIDE_THINKING = flags.DEFINE_bool("hide_thinking", False, "Leave out what the model thinks before it answers.")
 
-CHUNK = 4  # tokens that appear together
+CHUNK = 4  # tokens that appear together, without a draft
 LIKELIEST = 3  # of /probabilities on, where --show_probabilities does not say how many
 COMMANDS = {
     "help": "this list",
@@ -89,6 +94,7 @@ class Session:
     probabilities: int  # how many alternatives are shown, 0 for none
     thinking: bool
     color: bool
+    draft: Draft | None = None
     said: list[Message] = dataclasses.field(default_factory=list)
     replies: int = 0  # in all: each has random draws of its own
     noted: bool = False  # that older exchanges are left out
@@ -131,7 +137,8 @@ def exchange(s: Session, text: str) -> None:
             slots=1,
             tools=tools or None,
             on_tokens=lambda _, ids: printer.feed(ids),
-            chunk=CHUNK,
+            chunk=CHUNK if s.draft is None else 1,  # of a step each, which gives several
+            draft=s.draft,
         )
         sampled = answer.completion.sampled
     except KeyboardInterrupt:
@@ -241,6 +248,7 @@ def main() -> int:
             probabilities=SHOW_PROBABILITIES.value or 0,
             thinking=not HIDE_THINKING.value,
             color=sys.stdout.isatty(),
+            draft=None if DRAFT.value is None else load_draft(DRAFT.value, run, DRAFT_TOKENS.value),
         )
         interactive = sys.stdin.isatty()
         if interactive:

@@ -9,6 +9,7 @@ import jax
 from jaxlm.config import UserError
 from jaxlm.data.conversation import END, MARKS, Conversation, Message, prompt_ids, read_call, read_completion
 from jaxlm.nn.transformer import ModelConfig
+from jaxlm.sample import speculative
 from jaxlm.sample.engine import CHUNK, Completion, OnTokens, Respond, Sampling, generate, max_new_tokens
 from jaxlm.tools import Counters, Tool, call, shorten
 
@@ -52,6 +53,7 @@ def reply(
     on_tokens: OnTokens | None = None,
     chunk: int = CHUNK,
     mesh: jax.sharding.Mesh | None = None,
+    draft: speculative.Draft | None = None,
 ) -> list[Reply]:
     """The next assistant turn of each conversation, in order. The end of a turn stops it, and the model may think.
 
@@ -64,6 +66,7 @@ def reply(
         left of `Sampling.max_forced`. Several conversations' calls run at once, in threads.
       counters: count the calls that were run.
       max_calls: calls a turn; those beyond get an error for a result, and are not run.
+      draft: a smaller model that proposes tokens; see `speculative.py`.
     """
     control = tokenizer.control
     opening, closing = ((control[m] for m in marks) for marks in zip(*(MARKS[k] for k in ("thinking", "tool_call"))))
@@ -87,10 +90,12 @@ def reply(
         for p, s in zip(prompts, settings)
     ]
     respond = None if tools is None else _responder(tokenizer, settings, tools, counters, max_calls)
-    completions = generate(
-        cfg, params, tokenizer, prompts, settings, sample_ids, slots,
-        respond=respond, on_tokens=on_tokens, chunk=chunk, mesh=mesh,
-    )  # fmt: skip
+    options = {"respond": respond, "on_tokens": on_tokens, "chunk": chunk, "mesh": mesh}
+    asked = cfg, params, tokenizer, prompts, settings
+    if draft is None:
+        completions = generate(*asked, sample_ids, slots, **options)
+    else:
+        completions, _ = speculative.generate(*asked, draft, sample_ids, slots, **options)
     return [Reply(read_completion(c.ids, tokenizer), c) for c in completions]
 
 

@@ -64,6 +64,12 @@ def test_one_message_a_line(call, hello):
     assert call("hi", workdir=hello, hide_thinking=True) == (0, "Ok\ufffd!\n", "")
 
 
+def test_a_draft_changes_no_reply(call, hello, tmp_path):
+    assert call("hi", "and you?", workdir=hello, draft=hello) == (0, "[thinking] hm\nOk\ufffd!\n" * 2, "")
+    wrong = run_folder(tmp_path / "wrong", say("<|im_sep|>", "<think>", "n", "o", "</think>", "O", "x"))
+    assert call("hi", workdir=hello, draft=wrong) == (0, "[thinking] hm\nOk\ufffd!\n", "")
+
+
 def test_what_was_said_is_saved_as_messages_and_read_back(call, hello, tmp_path):
     file = tmp_path / "said.jsonl"
     lines = ("/system Be\tbrief.", "hi\x1b", f"/save {file}", "/system", "more", f"/save {file}")

@@ -1,5 +1,6 @@
 """What people see of launch.sample and launch.eval, run in this process, and their one-line errors."""
 
+import dataclasses
 import io
 import json
 import subprocess
@@ -11,6 +12,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from jaxlm.config import UserError
+from jaxlm.data.tokenizer import CharsTokenizer
 from jaxlm.sample import show
 from launch import sample
 from tests import tiny_run
@@ -57,6 +59,22 @@ def test_json_holds_everything(call):
     assert len(probabilities) == 4 and sorted(probabilities, reverse=True) == probabilities
     a, b = out["samples"]
     assert a == b and len(a["ids"]) == len(a["logprobs"]) <= 8  # greedy
+
+
+def test_a_draft_leaves_greedy_text_as_it_is(call, workdir, tmp_path):
+    want = json.loads(call(prompt="def main", temperature=0.0, json=True).out)
+    got = call(prompt="def main", temperature=0.0, json=True, draft=str(workdir), draft_tokens=3)
+    with_draft = json.loads(got.out)
+    assert [s["ids"] for s in with_draft["samples"]] == [s["ids"] for s in want["samples"]] and "draft" not in want
+    worth = with_draft["draft"]
+    assert worth["accepted"] == worth["drafted"] == 6 and worth["steps"] == 2 and worth["tokens_per_step"] == 3.5
+    assert (
+        got.err == "note: of 6 tokens that the draft proposed 6 were accepted (100%); a pass of the model gave 3.50\n"
+    )
+    tiny_run.make(tmp_path, tiny_run.replaced(model=dataclasses.replace(tiny_run.EXPERIMENT.model, vocab_size=97)))
+    CharsTokenizer("abc").save(tmp_path / "tokenizer")
+    with pytest.raises(UserError, match=r"is not that of .*: a draft must be trained with the same one"):
+        call(prompt="a", draft=str(tmp_path))
 
 
 def test_a_prompt_from_standard_input(call, monkeypatch):
