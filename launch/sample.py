@@ -117,7 +117,7 @@ def main() -> int:
     count = NUM_SAMPLES.value if NUM_SAMPLES.value is not None else int(not looks)
     use_compilation_cache()
     run = load_run(WORKDIR.value, STEP.value)
-    draft = None if DRAFT.value is None else load_draft(DRAFT.value, run, DRAFT_TOKENS.value)
+    draft = None if DRAFT.value is None or not count else load_draft(DRAFT.value, run, DRAFT_TOKENS.value)
     ids = run.encode(prompt)
     if not ids:
         raise UserError(

@@ -25,6 +25,7 @@ from jaxlm.nn.transformer import (
     init,
     init_cache,
     padded_vocab,
+    rewind,
     specs,
     unembed,
 )
@@ -177,6 +178,24 @@ def test_a_finished_row_is_left_alone_and_a_cleared_one_forgets(family):
     fresh = rows([[6], [6]], 6, seed=5)
     got, _, _ = feed(params, *fresh, clear(after, jnp.asarray([True, True])))
     np.testing.assert_allclose(got, hidden(cfg, params, *fresh), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "canon"])
+def test_tokens_that_were_taken_back_leave_no_trace(family):
+    """Each row takes back another number of tokens, and goes on with others."""
+    cfg, params, kept = FAMILIES[family], params_of(family), jnp.asarray([3, 1])
+    right, wrong = rows([[14], [14]], 14), rows([[14], [14]], 14, seed=5)
+    want = hidden(cfg, params, *right)
+    feed = jax.jit(functools.partial(apply, cfg))
+    _, cache, _ = feed(params, *(x[:, :8] for x in right), init_cache(cfg, 2, 24, spare=4))
+    tokens = jnp.where(jnp.arange(5)[None] < kept[:, None], right[0][:, 8:13], wrong[0][:, 8:13])
+    _, cache, _ = feed(params, tokens, *(x[:, 8:13] for x in right[1:]), cache)
+    cache = jax.jit(rewind)(cache, 8 + kept, 5 - kept)
+    for step in range(3):
+        at = (8 + step + kept)[:, None]
+        new = [jnp.take_along_axis(x, at, axis=1) for x in right]
+        got, cache, _ = feed(params, *new, cache)
+        np.testing.assert_allclose(got, want[jnp.arange(2)[:, None], at], rtol=1e-9, atol=1e-10)
 
 
 def test_a_ring_keeps_the_newest_in_whatever_order_they_come():
