@@ -70,9 +70,11 @@ def test_judged_tokens_follow_the_target_at_every_place():
     p_TV, q_TV = (g.dirichlet(np.full(V, 0.5), T).astype(np.float32) for _ in range(2))
     p_TV[1, 0] = q_TV[1, 1] = 0
     p_TV, q_TV = (x / x.sum(-1, keepdims=True) for x in (p_TV, q_TV))
-    drafted = np.stack([g.choice(V, N, p=q / q.sum()) for q in q_TV[:2].astype(np.float64)], axis=1)
     whole = lambda x: jnp.broadcast_to(x, (N, *x.shape))  # noqa: E731
     keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(jax.random.key(1), i), T))(jnp.arange(N))
+    # Drawn with the same keys, as a draft does: what the judgement draws must not hang on it.
+    draws = jax.vmap(jax.vmap(jax.random.categorical), in_axes=(0, None))
+    drafted = draws(keys[:, :2], jnp.log(q_TV[:2]))
     tokens, kept = jax.jit(speculative.judge)(keys, whole(p_TV), whole(q_TV[:2]), drafted, jnp.ones(N))
     tokens, kept = np.asarray(tokens), np.asarray(kept)
     chance = np.minimum(p_TV, q_TV).sum(-1)[:2]
