@@ -146,15 +146,24 @@ def compiler_options(mesh: Mesh) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Program:
-    """A jitted function under its mesh, with its last arguments given: to be called, or lowered for shapes alone."""
+    """A jitted function under its mesh, with its last arguments given: to be called, or lowered for shapes alone.
+
+    apart: nothing is sent between the devices. Otherwise, where those are several of a CPU, a call returns only when
+    it is done. That client lets 32 programs a device wait, and the next one waits for room in one of the threads that
+    run them, of which there is one a device: the device that is left without one never comes to the collective in
+    which the others wait for it.
+    """
 
     jitted: Callable
     mesh: Mesh
     rest: tuple = ()
+    apart: bool = False
 
     def __call__(self, *args):
         with jax.set_mesh(self.mesh):
-            return self.jitted(*args, *self.rest)
+            out = self.jitted(*args, *self.rest)
+        of_a_cpu = self.mesh.size > 1 and self.mesh.devices.flat[0].platform == "cpu"
+        return jax.block_until_ready(out) if of_a_cpu and not self.apart else out
 
     def lower(self, *args) -> jax.stages.Lowered:
         """Of `jax.ShapeDtypeStruct`s with their shardings. Of the arguments given, too, only the shapes count."""

@@ -108,7 +108,7 @@ def step_function(experiments: Sequence[Experiment], mesh, reference=None) -> sh
     jitted = jax.jit(steps, donate_argnums=0, out_shardings=where, compiler_options=options)
     frozen = None if reference is None else reference[1]
     rest = (frozen, *_floats(experiments, mesh), e.train.steps, jax.device_put(_seeds(experiments), where))
-    return sharding.Program(jitted, mesh, rest)
+    return sharding.Program(jitted, mesh, rest, apart=True)
 
 
 def evaluate_function(experiments: Sequence[Experiment], mesh, tokenizer, valid: dict, reference=None):

@@ -1,6 +1,7 @@
 """A training run from its definition: data, state and step for the loop, and the run directory around it."""
 
 import dataclasses
+import functools
 import os
 
 import jax
@@ -174,13 +175,13 @@ def evaluated(e: Experiment, mesh, valid: dict, sums, summarize) -> dict:
 
 def evaluate_function(e: Experiment, mesh, tokenizer, valid: dict, reference=None):
     """(params) -> {source: {"loss", ...}} as the objective measures it, with `all` over every source together."""
-    sums, summarize = jax.jit(sums_of(e, reference)), objectives.task(e).summarize
-    token_bytes, floats = jnp.asarray(tokenizer.token_bytes), _floats(e.objective)
-    frozen = None if reference is None else reference[1]
+    summarize, frozen = objectives.task(e).summarize, None if reference is None else reference[1]
+    rest = (frozen, _floats(e.objective), jnp.asarray(tokenizer.token_bytes))
+    sums = sharding.Program(jax.jit(sums_of(e, reference)), mesh, rest)
 
     def call(params):
         with jax.set_mesh(mesh):
-            return evaluated(e, mesh, valid, lambda batch: sums(params, batch, frozen, floats, token_bytes), summarize)
+            return evaluated(e, mesh, valid, functools.partial(sums, params), summarize)
 
     return call
 

@@ -126,7 +126,7 @@ class Learner:
             )
             return logprobs, values
 
-        return score
+        return sharding.Program(score, self.mesh)
 
     @functools.cached_property
     def refer(self):
@@ -141,7 +141,7 @@ class Learner:
         def evaluate(params, batch):
             return policy.values(self.critic_model, params, batch), None
 
-        return evaluate
+        return sharding.Program(evaluate, self.mesh)
 
     @functools.cached_property
     def improve(self):
@@ -331,10 +331,11 @@ def minibatches(learner: Learner, columns: Sequence[Columns], step: int, epoch: 
 
 
 def learn(learner: Learner, s: RLState, columns: Sequence[Columns], step: int) -> tuple[RLState, dict]:
-    """The epochs of a step: (state, metrics), metrics as scalars on the device, means over the updates.
+    """The epochs of a step: (state, metrics), metrics as scalars, means over the updates.
 
     `first/` is the first update's ratio, which must be 1 to rounding; `last/` the KL at the end of the rollout's use.
-    The state's policy and critic are donated, and the metrics are read before the next step donates their like.
+    Most metrics are read here: on the device their means would be a hundred small programs. The state's policy and
+    critic are donated.
     """
     seen, seen_critic, skipped = [], [], int(s.updates_skipped)
     own, critic = s.policy, s.critic
@@ -347,6 +348,7 @@ def learn(learner: Learner, s: RLState, columns: Sequence[Columns], step: int) -
                 if critic is not None:
                     critic, metrics = learner.improve_critic(critic, batch)
                     seen_critic.append(metrics)
+        seen, seen_critic = jax.device_get((seen, seen_critic))
         out = {k: sum(m[k] for m in seen) / len(seen) for k in seen[0]}
         out |= {
             "first/ratio_deviation_max": seen[0]["ratio_deviation_max"],
