@@ -1,16 +1,19 @@
 """Every stage under every scheme on 8 devices, of one process and of two, beside the same run on one device.
 
 usage:
-  python -m tests.meshes --output=FILE.json [--stage=NAME]... [--scheme=NAME]...
+  python -m tests.meshes --output=FILE.json [--stage=NAME]... [--scheme=NAME]... [--folder=DIR] [--limit=SECONDS]
 
 Two updates of each stage's tiny definition (tests/faults/definitions.py) in fresh processes. What is compared: the
 batches, which must be the same; the losses of both updates and the norm of their gradients, relative; and the first
 moments of the optimizer, which are the gradients of both updates, array by array, relative to the greatest value of
 each or to a thousandth of the greatest of all, if that is more: the bias of a reward model has a gradient of nothing
 but rounding, since only differences of rewards count.
-Exit codes: 0 all within 1e-4; 1 not.
+
+In --folder stand the runs and what was compiled: with it one stage and scheme can be asked for at a time, and runs that
+are there already are only compared. Exit codes: 0 all within 1e-4; 1 not.
 """
 
+import contextlib
 import json
 import tempfile
 from pathlib import Path
@@ -20,6 +23,7 @@ from absl import flags
 
 from jaxlm.config import UserError
 from launch import common
+from tests.faults import child
 from tests.faults.definitions import STAGES
 from tests.faults.trial import Wrong, arrays, same_batches, whole
 
@@ -36,6 +40,8 @@ WITHIN = 1e-4
 OUTPUT = flags.DEFINE_string("output", None, "File that gets all that was found, as JSON.")
 STAGE = flags.DEFINE_multi_enum("stage", [], STAGES, "Only this stage; may be repeated.")
 SCHEME = flags.DEFINE_multi_enum("scheme", [], sorted(SCHEMES), "Only this scheme; may be repeated.")
+FOLDER = flags.DEFINE_string("folder", None, "Folder to work in, kept for the next time.")
+LIMIT = flags.DEFINE_float("limit", child.TOO_LONG, "Seconds for a run; one that takes longer ends with its stacks.")
 
 
 def greatest(x: np.ndarray) -> float:
@@ -64,8 +70,9 @@ def compared(root: Path, stage: str, scheme: str, processes: int) -> dict:
 def main() -> int:
     if OUTPUT.value is None:
         raise UserError("--output=FILE.json is missing: what was found")
-    found = []
-    with tempfile.TemporaryDirectory() as root:
+    found, child.TOO_LONG = [], LIMIT.value  # which the processes that run have from this one
+    kept = contextlib.nullcontext(FOLDER.value) if FOLDER.value else tempfile.TemporaryDirectory()
+    with kept as root:
         for stage in STAGE.value or STAGES:
             for scheme in SCHEME.value or SCHEMES:
                 for processes in (1, 2):
