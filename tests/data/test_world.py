@@ -531,7 +531,7 @@ def test_told_facts_may_be_looked_up_where_search_is_offered():
 
 def test_where_a_thought_breaks_off_may_be_left_to_doubt():
     tokenizer, shares = BytesTokenizer(), {"facts": 1.0, "search": 1.0, "unknown": 1.0, "problems": 0.0}
-    cfg = WorldConversations(world=SMALL, look_up=0.3, tools=("search",), turns=1, **shares)
+    cfg = WorldConversations(world=SMALL, tools=("search",), turns=1, **shares)
     differing = 0
     for i in range(60):
         taught, left = (conversation(dataclasses.replace(cfg, doubted=d), "train", i) for d in (False, True))
@@ -545,6 +545,14 @@ def test_where_a_thought_breaks_off_may_be_left_to_doubt():
         differing += len(places)
     assert 20 < differing < 60  # searches and refusals, and not what is known
     assert talk_fingerprint(cfg) != talk_fingerprint(dataclasses.replace(cfg, doubted=True))
+
+
+def test_what_is_looked_up_all_the_same_is_taught():
+    shares = {"facts": 1.0, "problems": 0.0, "identity": 0.0, "system": 0.0, "turns": 1}
+    cfg = WorldConversations(world=SMALL, look_up=0.5, tools=("search",), tool_share=1.0, doubted=True, **shares)
+    replies = [conversation(cfg, "train", i).messages[-1].parts for i in range(20)]
+    assert all(part.end_trained for parts in replies for part in parts)
+    assert 3 < sum(parts[1].kind == "tool_call" for parts in replies) < 17
 
 
 def test_what_is_invented_no_tool_is_asked_for():

@@ -53,7 +53,7 @@ class WorldConversations:
     invented: float = 0.0  # share of texts at hand and of search results that tell another value: to be read, not known
     look_up: float = 0.0  # share of told facts that are searched for all the same: a call costs less than a mistake
     forget: float = 0.0  # share of told facts that do not come to mind, at random: how to say it, not yet when
-    doubted: bool = False  # where thoughts break off is not trained on: it is left to `NextToken.doubt`
+    doubted: bool = False  # where thoughts break off is left to `NextToken.doubt`; trained on is that of look_up alone
     turns: int = 3  # at most so many questions in one conversation
     work: Work = "think"  # where the steps of a solution by hand go
     tools: tuple[Tool, ...] = ("calculator", "python")
@@ -291,7 +291,8 @@ def _exchange(
         question = open_book(t, fact_question(who, asked, d.below(2**32)), tuple(told), who)
     else:
         who, question = _fact(t, d, split, cfg.part, told=kind == "facts")
-    if kind == "facts" and "search" in tools and cfg.look_up and d.chance(cfg.look_up):
+    looked_up = kind == "facts" and "search" in tools and cfg.look_up > 0 and d.chance(cfg.look_up)
+    if looked_up:
         kind, call = "search", None  # the tool has only what no text tells
     forgotten = kind == "facts" and cfg.forget > 0 and d.chance(cfg.forget)
     if kind in ("facts", "reading") and not forgotten:
@@ -300,7 +301,7 @@ def _exchange(
         there = _elsewhere(cfg, t, d, who, question.attribute)
         if there is not who:  # no tool finds it
             who, question, call = there, dataclasses.replace(question, answer=there.facts[question.attribute]), None
-        reply = found(t, who, question, call, cfg.recollect, cfg.doubted)
+        reply = found(t, who, question, call, cfg.recollect, cfg.doubted and not looked_up)
     else:
         thought = (recollection(t, who, question.attribute, doubted=cfg.doubted),) if cfg.recollect else ()
         reply = Message("assistant", (*thought, Part(refusal(question, who.name, d.below(2**32)))))
