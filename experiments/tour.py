@@ -129,7 +129,7 @@ def tiny() -> Tour:
         talk,
         facts=3.0,
         search=1.0,
-        look_up=0.1,
+        look_up=0.05,
         invented=0.8,
         forget=0.0,
         doubted=True,
@@ -155,7 +155,7 @@ def tiny() -> Tour:
     # What lessons are about is soon known by heart, and beside it what is merely known looks unknown. Doubt is learned
     # wherever a thought goes on, which is too much to learn by heart: so no search says where it ought to begin
     # (`doubted`) but those for what was told (`look_up`: a call costs less than a refusal), and lessons are few.
-    honest = override(midtrain, {"data.sources": (searching,), "objective": NextToken(doubt=1.8), "train.steps": 1400})
+    honest = override(midtrain, {"data.sources": (searching,), "objective": NextToken(doubt=2.0), "train.steps": 1400})
     by_hand = replace(world, tasks=("spell", "count"))
     verified = override(
         grpo_tiny(),
