@@ -26,7 +26,7 @@ ENOUGH = 20_000
 
 @pytest.fixture(scope="module", autouse=True)
 def programs_are_let_go():
-    """A compiled program of a CPU holds some ten mappings; a worker that keeps those of every file ends in a crash."""
+    """A compiled program of a CPU holds several mappings; a worker that keeps those of every file ends in a crash."""
     yield
     if MAPS.exists() and MAPS.read_bytes().count(b"\n") > ENOUGH:
         jax.clear_caches()
