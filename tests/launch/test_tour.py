@@ -258,7 +258,7 @@ def test_another_definition_is_refused_and_harms_nothing(done):
     with pytest.raises(UserError, match=r"holds another experiment: base\.model\.width: 16 -> 32"):
         tour.tour(workdir, "smoke", [*sets, "base.model.width=32"], [], [])
     for other, redo in (
-        ("honest.objective.doubt=2", "reprobe"),
+        ("honest.objective.doubt=3", "reprobe"),
         ("verified.seed=3", "honest"),
         ("base.seed=3", "report"),
     ):
@@ -269,7 +269,7 @@ def test_another_definition_is_refused_and_harms_nothing(done):
 
 def test_another_definition_of_what_is_done_again_is_welcome(done):
     workdir, sets, _ = done
-    for other, redo in (("honest.objective.doubt=2", ["honest"]), ("feedback.ppo.seed=3", ["ppo_1"]), ("asked=9", [])):
+    for other, redo in (("honest.objective.doubt=3", ["honest"]), ("feedback.ppo.seed=3", ["ppo_1"]), ("asked=9", [])):
         tour._check(workdir, tour.definition("smoke", [*sets, other], str(workdir))[0], redo)
 
 
