@@ -16,7 +16,7 @@ index that jaxlm.tools.build_index has made.
 
 Prompt and reply together stay within the context that the model was trained on: older exchanges are left out, and a
 note says so. --temperature=0 takes the likeliest token each time. The same --seed and messages give the same replies.
-With a draft: --draft=RUN lets a smaller model with the same tokenizer propose --draft_tokens tokens at a time, which the
+Drafts: --draft=RUN lets a smaller model with the same tokenizer propose --draft_tokens tokens at a time, which the
 model judges in one pass; the replies stay the model's own (see launch.sample --help).
 
 examples:

@@ -8,7 +8,7 @@ Sampling: --temperature=0 takes the likeliest token each time; higher is bolder.
 unlikely tokens, in this order, after the temperature. The same --seed gives the same text; samples of one call differ.
 Sampling ends at the end token, a --stop text (left out of what is printed), a --stop_id, or --max_tokens.
 
-With a draft: --draft=RUN lets a smaller model with the same tokenizer propose --draft_tokens tokens at a time, which the
+Drafts: --draft=RUN lets a smaller model with the same tokenizer propose --draft_tokens tokens at a time, which the
 model judges in one pass (speculative decoding). What comes out has the model's own distribution, whatever the draft is:
 greedy text stays the same, a sampled one is another draw than without. How many of the proposals were accepted is told
 on standard error. It can pay when the draft is several times smaller and mostly agrees: train it on the same text, or

@@ -53,7 +53,7 @@ class WorldConversations:
     invented: float = 0.0  # share of texts at hand and of search results that tell another value: to be read, not known
     look_up: float = 0.0  # share of told facts that are searched for all the same: a call costs less than a mistake
     forget: float = 0.0  # share of told facts that do not come to mind, at random: how to say it, not yet when
-    # Where thoughts break off is not trained on, but for those of look_up: it is left to `NextToken.doubt`, without which
+    # Where thoughts break off is not trained on, but for look_up: it is left to `NextToken.doubt`, without which
     # it is learned nowhere.
     doubted: bool = False
     turns: int = 3  # at most so many questions in one conversation
