@@ -106,7 +106,7 @@ def train_ours(job: Mapping) -> dict:
         "updates": [1 / v["train/steps_per_second"] for v in later],
         # A step is written when the next one is under way, and the last one at once after it.
         "cpu_updates": np.diff([at for at, _ in logged])[:-1].tolist(),
-        "sampling": [v["train/seconds/sampling"] for v in later if "train/seconds/sampling" in v],
+        "sampling": [v["train/seconds/rollout"] for v in later if "train/seconds/rollout" in v],
     }
 
 

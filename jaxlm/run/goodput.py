@@ -4,6 +4,12 @@ Each second of a process belongs to one phase, and the seconds since the last re
 `seconds/<phase>`. The goodput of a run (Google's ML goodput) is the share of all of them that went into steps that
 count. A step that was taken again after a restart counts once: the first time was lost. What a killed process did after
 its last record is in no file, and the time between two processes is not the run's.
+
+A step of reinforcement learning is taken apart further, as `train/seconds/<part>` of the step that is logged. Devices
+work behind the host's back, so a part ends where the host reads what the part has made (sampled tokens,
+log-probabilities, the updates' metrics), which it has to do there anyway: nothing is waited for in order to be timed,
+and no work of one part is left for the next to pay. What the host does while the devices work, such as packing the next
+minibatch, is in the part's own time.
 """
 
 import collections
@@ -13,7 +19,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
-from jaxlm.run.log import raw_metrics
+from jaxlm.run.log import raw_metrics, read_metrics
 
 PHASES = {
     "initialise": "before the first step: data, models, the programs' own start",
@@ -25,13 +31,25 @@ PHASES = {
     "save": "what a checkpoint holds training up for",
     "lost": "steps that had to be taken again",
 }
+STEP_PARTS = {
+    "rollout": "sampling the responses, calls of tools and all",
+    "reward": "scoring them: what the rollout has not hidden",
+    "old_logprobs": "log-probabilities by the policy before its updates, and the values of its own head",
+    "ref_logprobs": "log-probabilities by the reference policy",
+    "values": "values by a critic of its own",
+    "update": "the gradient steps of policy and critic",
+    "host": "all else: prompts, packing, advantages, metrics",
+}
 
 
 class Clock:
-    """Gives every second to the phase it is spent in; `changed` is when the last one began (monotonic seconds)."""
+    """Gives every second to the phase it is spent in; `changed` is when the last one began (monotonic seconds).
 
-    def __init__(self, now=time.monotonic):
-        self._now, self._phase, self._spent = now, "initialise", collections.Counter()
+    phase: the one that is left when no other is entered.
+    """
+
+    def __init__(self, now=time.monotonic, phase: str = "initialise"):
+        self._now, self._phase, self._spent = now, phase, collections.Counter()
         self.changed = now()
 
     @contextlib.contextmanager
@@ -73,6 +91,24 @@ def account(workdir) -> dict[str, float]:
     for _, times in kept:
         total.update(times)
     return {name: total[name] for name in PHASES if total[name]}
+
+
+def step_parts(workdir) -> tuple[int, dict[str, float]]:
+    """(steps, {part: seconds of a step}) of a run of reinforcement learning, those of `STEP_PARTS` that occur.
+
+    The mean over the middle half of the logged steps by their length: as a mean it adds up to the step, and a few steps
+    that had to compile, or were held up, do not count. The first step of a process is left out. (0, {}) where no step
+    is left, as in any other training.
+    """
+    steps = [
+        {name: r.get(f"train/seconds/{name}", 0.0) for name in STEP_PARTS}
+        for r in read_metrics(workdir)
+        if "train/seconds/rollout" in r and "train/seconds_to_first_step" not in r
+    ]
+    steps.sort(key=lambda parts: sum(parts.values()))
+    middle = steps[len(steps) // 4 : len(steps) - len(steps) // 4]
+    mean = {name: sum(parts[name] for parts in middle) / max(len(middle), 1) for name in STEP_PARTS}
+    return len(middle), {name: seconds for name, seconds in mean.items() if seconds}
 
 
 def text(seconds: dict[str, float]) -> str:

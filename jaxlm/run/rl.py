@@ -7,7 +7,6 @@ does that rollout again and comes out the same; what tools and foreign functions
 
 import dataclasses
 import functools
-import time
 
 import jax
 import jax.numpy as jnp
@@ -173,6 +172,7 @@ class Trainer:
     def __init__(self, e: Experiment, mesh, tokenizer, reference, critic_model, scoring: Scoring, tools=None):
         self.e, self.p, self.mesh, self.scoring = e, e.objective, mesh, scoring
         self.reference, self.tools, self.counters = reference, tools, Counters()
+        self.clock = Clock(phase="host")  # the parts of a step, `goodput.STEP_PARTS`
         self.sampler = Sampler(
             e.model, tokenizer, e.data.context, self.p.max_tokens, self.tools, self.p.max_calls, self.p.slots, mesh
         )
@@ -190,7 +190,8 @@ class Trainer:
         """The samples of a step, with dynamic sampling those of the groups that are kept."""
         p, wanted = self.p, self.e.train.batch_size // self.p.samples
         tries = 1 + (p.dynamic.retries if p.dynamic is not None else 0)
-        sampler, params = self.sampler, self.acting(s)
+        with self.clock.phase("rollout"):
+            sampler, params = self.sampler, self.acting(s)
         if self.tools is not None:
             sampler = dataclasses.replace(sampler, tools=journals.tools(self.scoring.journal, n, self.tools))
         samples, right, groups, asked, dropped = [], [], 0, 0, 0
@@ -200,8 +201,10 @@ class Trainer:
                 prompts.at(self.e.data, "train", self.e.seed, n * tries * wanted + first + i) for i in range(wanted)
             ]
             seed = rollout.seed_of(self.e.seed, rng.SAMPLE, n)
-            found = rollout.sample(sampler, params, chosen, p.samples, p.temperature, seed, first, self.counters)
-            verdicts = self.scoring.verdicts(found, n)
+            with self.clock.phase("rollout"):
+                found = rollout.sample(sampler, params, chosen, p.samples, p.temperature, seed, first, self.counters)
+            with self.clock.phase("reward"):
+                verdicts = self.scoring.verdicts(found, n)
             if attempt == 0:
                 all_verdicts = [v for v in verdicts if v is not None]
             asked += wanted
@@ -238,20 +241,27 @@ class Trainer:
         return out
 
     def __call__(self, s: RLState, n: int):
-        began = time.perf_counter()
+        self.clock.take()  # what lay between the steps
+        s, metrics, learned_from = self._step(s, n)
+        spent = self.clock.take()
+        whole = sum(spent.values())
+        rates = {"steps_per_second": 1 / whole, "responses_per_second": learned_from / whole} if learned_from else {}
+        return s, metrics | rates | spent
+
+    def _step(self, s: RLState, n: int):
+        """(state, metrics but those of time, how many samples were learned from)"""
         self.scoring.begin_step(n)
         rolled = self.roll(s, n)
-        sampled = time.perf_counter()
-        rewards = self.scoring.rewards(rolled.samples, n) if rolled.samples else []
-        scored = time.perf_counter()
-        metrics = rolled.metrics | {"seconds/sampling": sampled - began, "seconds/rewards": scored - sampled}
+        with self.clock.phase("reward"):
+            rewards = self.scoring.rewards(rolled.samples, n) if rolled.samples else []
+        metrics = dict(rolled.metrics)
         metrics |= self.counters.metrics("tools") if self.tools is not None else {}
         metrics |= {"kl/coefficient": float(s.kl_coefficient)} if self.p.kl is not None else {}
         if rolled.samples:
             metrics |= rl_metrics.of_samples(rolled.samples, rewards, rolled.right, self.scoring.seen)
         valid = [(x, r) for x, r in zip(rolled.samples, rewards) if r is not None]
         if not valid:
-            return s.replace(step=s.step + 1), metrics | {"skipped": float(s.skipped), "no_samples": 1.0}
+            return s.replace(step=s.step + 1), metrics | {"skipped": float(s.skipped), "no_samples": 1.0}, 0
         samples = [x for x, _ in valid]
         process = self.process(samples)
         metrics |= {"reward/process": float(np.mean([x.sum() for x in process]))} if process is not None else {}
@@ -263,17 +273,16 @@ class Trainer:
             np.array([r for _, r in valid], np.float32),
             np.array([x.place for x in samples]),
             process,
+            self.clock.phase,
         )
         metrics |= credited.metrics
         if self.reference is not None:
             mean = float(credited.kl_N.mean())
             metrics |= {"kl/reference": mean, "kl/sqrt": max(mean, 0.0) ** 0.5}
-        s, update_metrics = learn.learn(self.learner, s, credited.columns, n)
-        s = learn.controlled(self.learner, s, credited.kl_N)
-        metrics |= {k: float(v) for k, v in jax.device_get(update_metrics).items()}
-        ended = time.perf_counter()
-        rates = {"steps_per_second": 1 / (ended - began), "responses_per_second": len(samples) / (ended - began)}
-        return s, metrics | rates | {"seconds/updates": ended - scored}
+        with self.clock.phase("update"):
+            s, update_metrics = learn.learn(self.learner, s, credited.columns, n)
+            metrics |= {k: float(v) for k, v in jax.device_get(update_metrics).items()}
+        return learn.controlled(self.learner, s, credited.kl_N), metrics, len(samples)
 
 
 # ---------------------------------------------------------------------------------------------------------- the run

@@ -105,7 +105,8 @@ HELP: dict[str, Help] = {
     "rows": Help("packed rows that the step's responses take", 1.0),
     "row_fill": Help("share of the packed rows that is no padding", 0.5, 1.0),
     "tools/": Help("calls, failures and seconds of the tools since this start", course="few failures beside the calls"),
-    "seconds/": Help("of a step: sampling, rewards, updates; and of each phase of the run", course="steady"),
+    "seconds/": Help("of a step: rollout, reward, old_logprobs, ref_logprobs, values, update, host; and of each phase "
+                     "of the run", course="steady"),
     "seconds_to_first_step": Help("of this start, compiling and all", course="less with warm caches"),
     "steps_per_second": Help("of the last step", course="steady"),
     "responses_per_second": Help("of the last step, those that could be scored", course="steady"),

@@ -7,10 +7,11 @@ The one gradient step is `update.update`, for the policy and for a critic.
 Legend: N sequences, R rows, T row length (context + 1); fields of a batch are [R, T].
 """
 
+import contextlib
 import dataclasses
 import functools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.struct
 import jax
@@ -250,11 +251,13 @@ def credit(
     scores_N: np.ndarray,
     groups_N: np.ndarray,
     process: Sequence[np.ndarray] | None = None,
+    timed: Callable[[str], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> Credited:
     """Log-probabilities, rewards and advantages of scored sequences, by the policy as it is.
 
     reference: parameters, or None. groups: which sequences are of one prompt. process: rewards [n] of each sequence's
-    tokens besides its score.
+    tokens besides its score. timed: `with timed(part)` is around "old_logprobs", "ref_logprobs" and "values", each of
+    which ends with what it has made on the host.
     """
     p, mesh = learner.objective, learner.mesh
     rows = layout([len(c["tokens"]) for c in columns], learner.width)
@@ -277,14 +280,17 @@ def credit(
     with jax.set_mesh(mesh):
         old, values, ref = batch.rollout_logprobs, None, None
         if learner.needs_old:
-            old, values = _rows_scored(learner.score, s.params, batch, at_once, mesh)
+            with timed("old_logprobs"):
+                old, values = _rows_scored(learner.score, s.params, batch, at_once, mesh)
             keep("old_logprobs", old)
         if reference is not None:
-            ref, _ = _rows_scored(learner.refer, reference, batch, at_once, mesh)
+            with timed("ref_logprobs"):
+                ref, _ = _rows_scored(learner.refer, reference, batch, at_once, mesh)
             if p.loss.kl is not None:
                 keep("ref_logprobs", ref)
         if isinstance(p.critic, Critic):
-            values, _ = _rows_scored(learner.evaluate, s.critic.params, batch, at_once, mesh)
+            with timed("values"):
+                values, _ = _rows_scored(learner.evaluate, s.critic.params, batch, at_once, mesh)
 
     spread = [np.full(len(c["tokens"]), x, np.float32) for c, x in zip(columns, scores_N)]
     score_RT = arrange(

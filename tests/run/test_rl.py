@@ -123,7 +123,7 @@ def test_a_run_leaves_what_a_reader_needs(experiment, whole):
     last = records[-1]
     wanted = """reward/function reward/correct kl/reference kl/coefficient entropy critic/value eos_rate length/mean
         value/explained_variance ratio_histogram/0.99_1.01 clip_fraction_high sampler_gap_max first/ratio_deviation_max
-        groups_without_spread seconds/sampling""".split()
+        groups_without_spread seconds/rollout""".split()
     assert {f"train/{n}" for n in wanted} <= last.keys()
     assert records[1]["train/kl/reference"] == 0.0 and records[1]["train/kl/coefficient"] == pytest.approx(0.1)
     assert last["train/kl/coefficient"] != records[2]["train/kl/coefficient"]
