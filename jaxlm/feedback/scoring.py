@@ -51,7 +51,10 @@ def name_of(reward) -> str:
 
 
 def each(function: Callable[[object, object, dict], float | bool | None], name: str | None = None) -> Reward:
-    """The reward function that scores one sample at a time: `function(prompt, completion, metadata)`."""
+    """The reward function that scores one sample at a time: `function(prompt, completion, metadata)`.
+
+    Such a one is not bound to wait for a whole batch: a run may ask it for finished samples while others are decoded.
+    """
 
     def reward(prompts, completions, metadata):
         parts, out = _AT.get()[0], []
@@ -61,8 +64,13 @@ def each(function: Callable[[object, object, dict], float | bool | None], name: 
         _AT.set((parts, None))
         return out
 
-    reward.__name__ = name or name_of(function)
+    reward.__name__, reward.by_sample = name or name_of(function), True
     return reward
+
+
+def by_sample(reward: Reward) -> bool:
+    """Whether a value is known to depend on its own sample alone: of what `each` has made."""
+    return getattr(reward, "by_sample", False)
 
 
 def weighted_sum(

@@ -5,8 +5,11 @@ follows from the state, the definition and the parents alone, so a run that was 
 does that rollout again and comes out the same; what tools and foreign functions said in it stands in `journal.jsonl`.
 """
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +21,7 @@ from jaxlm.data import prompts
 from jaxlm.feedback import journal as journals
 from jaxlm.feedback import parts, shaping
 from jaxlm.feedback.journal import Journal
+from jaxlm.feedback.scoring import by_sample
 from jaxlm.nn import heads, lora, transformer
 from jaxlm.rl import advantage, kl
 from jaxlm.rl.rewards import for_missing_stop
@@ -115,6 +119,7 @@ class Scoring:
         self._objective, self.journal, self.step = p, Journal(root, first), first
         self._known: dict[tuple, float | None] = {}
         self._task, self.seen = prompts.reward_of(e.data), {}
+        self._ahead = [("task", self._remembered)] if by_sample(self._task) else []
         learned = {
             part.run: reward.reward_function(part.run, tokenizer.hash, mesh)
             for part in p.reward
@@ -122,7 +127,11 @@ class Scoring:
         }
 
         def journaled(name, inner):
-            return journals.reward(self.journal, lambda: self.step, name, inner, parts.ADDRESS)
+            kept = journals.reward(self.journal, lambda: self.step, name, inner, parts.ADDRESS)
+            # Of groups that are dropped nothing but the verdict is ever asked.
+            if by_sample(inner) and p.dynamic is None:
+                self._ahead.append((name, kept))
+            return kept
 
         def log(values):
             self.seen = values
@@ -141,6 +150,30 @@ class Scoring:
     def begin_step(self, step: int) -> None:
         self.step, self._known = step, {}
         self.journal.forget(step)
+
+    @contextlib.contextmanager
+    def ahead(self, n: int) -> Iterator[Callable[[list[Sample]], object]]:
+        """Yields a function that takes samples of step n while others are decoded, for a thread that then asks the
+        rewards which look at one sample at a time and whose values are kept. At the end it is waited for.
+
+        It changes no value, only when it is asked for: who asks later finds it known. Nothing is raised here; what has
+        failed is asked once more by who needs it, who then says so, and on every process.
+        """
+        failed = []
+
+        def ask(found: list[Sample]) -> None:
+            try:
+                for name, reward in () if failed else self._ahead:
+                    rollout.score_here(reward, found, n, self._objective.reward_timeout, name)
+            except UserError as e:
+                self._known.clear()  # or the number of the sample at fault would be that among the unknown ones
+                failed.append(e)
+
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            try:
+                yield functools.partial(pool.submit, ask) if jax.process_index() == 0 else lambda found: None
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def verdicts(self, found: list[Sample], where) -> list[float | None]:
         return rollout.score(self._remembered, found, where, self._objective.reward_timeout, "task")
@@ -201,9 +234,11 @@ class Trainer:
                 prompts.at(self.e.data, "train", self.e.seed, n * tries * wanted + first + i) for i in range(wanted)
             ]
             seed = rollout.seed_of(self.e.seed, rng.SAMPLE, n)
-            with self.clock.phase("rollout"):
-                found = rollout.sample(sampler, params, chosen, p.samples, p.temperature, seed, first, self.counters)
             with self.clock.phase("reward"):
+                with self.scoring.ahead(n) as done, self.clock.phase("rollout"):
+                    found = rollout.sample(
+                        sampler, params, chosen, p.samples, p.temperature, seed, first, self.counters, done
+                    )
                 verdicts = self.scoring.verdicts(found, n)
             if attempt == 0:
                 all_verdicts = [v for v in verdicts if v is not None]

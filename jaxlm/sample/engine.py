@@ -12,9 +12,10 @@ forced tokens included. Settings enter as arrays, so that new values never recom
 
 Prefills always run G = B / 4 rows, unused ones empty: one fixed size keeps a row's arithmetic the same, and a refill
 pays for few rows that nobody needs. The loop returns to the host when G more slots have finished and something waits
-for them (a prompt, or the host's answer to a stop). With L tokens a completion, one visit and its prefill at the price
-of c decode steps, visiting every k steps wastes c / k of the time and k / 2L of the slots; G slots finish in k = L / 4
-steps, so that an eighth of the slots is idle at most, and the visits cost as much at L = 32 c.
+for them (a prompt, the host's answer to a stop, or whoever is told what has ended). With L tokens a completion, one
+visit and its prefill at the price of c decode steps, visiting every k steps wastes c / k of the time and k / 2L of the
+slots; G slots finish in k = L / 4 steps, so that an eighth of the slots is idle at most, and the visits cost as much at
+L = 32 c.
 
 B slots, G rows of a prefill, T tokens of a prefill (a bucket), N longest completion (a bucket), S stop ids, V padded
 vocabulary, D model width.
@@ -25,7 +26,7 @@ import concurrent.futures
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -54,6 +55,7 @@ MIN_PROMPT_BUCKET, MIN_TOKENS_BUCKET, MIN_CAPACITY, MIN_STOPS_BUCKET = 16, 32, 6
 
 Respond = Callable[[int, list[int]], Sequence[int] | None]
 OnTokens = Callable[[int, list[int]], None]
+OnDone = Callable[[Mapping[int, Completion]], None]
 
 
 class Decoder(NamedTuple):
@@ -151,6 +153,7 @@ def generate(
     *,
     respond: Respond | None = None,
     on_tokens: OnTokens | None = None,
+    on_done: OnDone | None = None,
     chunk: int = CHUNK,
     mesh: jax.sharding.Mesh | None = None,
 ) -> list[Completion]:
@@ -166,6 +169,8 @@ def generate(
         out and the request ends for its length. Asked from several threads at once.
       on_tokens: `on_tokens(index, ids)` gets the new ids of a completion, forced ones too, as they come: together
         they are the completion's.
+      on_done: `on_done({index: completion})` gets those that have ended, once the others decode on; not the last ones,
+        which nothing decodes beside. The sooner it returns, the sooner the host looks again.
       chunk: decode steps between two looks, where there are stop strings to find or `on_tokens` to call.
       mesh: where `params` are spread over devices and no mesh is set.
 
@@ -178,7 +183,7 @@ def generate(
         state = device.empty(cfg, **shapes_for(queue, slots, respond))
         prefill, decode = (functools.partial(f, cfg, params) for f in (device.prefill, device.decode))
         decoder = Decoder(prefill, decode, slots=lambda state: state)
-        return run(cfg, tokenizer, queue, decoder, state, respond, on_tokens, chunk)[0]
+        return run(cfg, tokenizer, queue, decoder, state, respond, on_tokens, chunk, on_done)[0]
 
 
 def shapes_for(queue: Sequence[Request], slots: int | None, respond: Respond | None) -> dict[str, int]:
@@ -188,7 +193,9 @@ def shapes_for(queue: Sequence[Request], slots: int | None, respond: Respond | N
     return {"B": slots_for(len(queue), slots)} | sizes(max(longest), max(len(r.stops) for r in queue), whole)
 
 
-def run(cfg: ModelConfig, tokenizer, queue: list[Request], decoder: Decoder, state, respond, on_tokens, chunk: int):
+def run(
+    cfg: ModelConfig, tokenizer, queue: list[Request], decoder: Decoder, state, respond, on_tokens, chunk: int, on_done
+):
     """(completions in order, last state) of the requests, decoded from an empty `state` on; arguments as `generate`'s.
 
     cfg: of the model whose completions they are.
@@ -200,6 +207,7 @@ def run(cfg: ModelConfig, tokenizer, queue: list[Request], decoder: Decoder, sta
     held: list[Request | None] = [None] * B
     ready: list[tuple[int, Request]] = []
     results: list[Completion | None] = [None] * len(queue)
+    ended: list[int] = []  # since the last look
 
     def tell(r: Request, known: int):
         if on_tokens is not None and known < len(r.ids):
@@ -213,9 +221,12 @@ def run(cfg: ModelConfig, tokenizer, queue: list[Request], decoder: Decoder, sta
         state, ready = _prefill(cfg, tokenizer, decoder, state, ready, G), []
         idle = np.array([r is None for r in held])
         live = B - int(idle.sum())
-        leave = B - live + (min(G, live) if waiting or respond is not None else live)
+        leave = B - live + (min(G, live) if waiting or respond is not None or on_done is not None else live)
         looks = on_tokens is not None or any(r and r.sampling.stop_strings for r in held)
         state = decoder.decode(state, idle, np.int32(chunk if looks else N), np.int32(leave))
+        if on_done is not None and ended:
+            on_done({i: results[i] for i in ended})
+        ended = []
 
         said = decoder.slots(state)
         count, finished, ids, logprobs = jax.device_get((said.count_B, said.finished_B, said.ids_BN, said.logprobs_BN))
@@ -231,6 +242,7 @@ def run(cfg: ModelConfig, tokenizer, queue: list[Request], decoder: Decoder, sta
                 stopped.append((b, r))
             elif finished[b] or cut:
                 results[r.index], held[b] = requests.complete(r, tokenizer, cut), None
+                ended.append(r.index)
         answers = _ask(respond, [r for _, r in stopped])
         for (b, r), answer in zip(stopped, answers, strict=True):
             known = len(r.ids)
@@ -239,6 +251,7 @@ def run(cfg: ModelConfig, tokenizer, queue: list[Request], decoder: Decoder, sta
                 ready.append((b, r))
             else:
                 results[r.index], held[b] = requests.complete(r, tokenizer, stop=answer is None), None
+                ended.append(r.index)
     return results, state
 
 

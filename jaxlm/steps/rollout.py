@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jaxlm import sharding
 from jaxlm.config import UserError
 from jaxlm.data.chat import fit
-from jaxlm.data.conversation import Message
+from jaxlm.data.conversation import Message, read_completion
 from jaxlm.data.prompts import Prompt, ids_of
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.data.trajectory import Trajectory
@@ -28,7 +28,7 @@ from jaxlm.feedback import parts, scoring
 from jaxlm.feedback.scoring import Reward
 from jaxlm.nn.transformer import ModelConfig
 from jaxlm.sample.chat import Reply, fitted, reply
-from jaxlm.sample.engine import Sampling, generate
+from jaxlm.sample.engine import Completion, Sampling, generate
 from jaxlm.tools import Counters, Tool
 
 
@@ -82,15 +82,30 @@ def sample(
     seed: int,
     first: int = 0,
     counters: Counters | None = None,
+    on_done: Callable[[list[Sample]], None] | None = None,
 ) -> list[Sample]:
-    """`samples` replies to each prompt, those of a prompt together. first: the place of the first prompt.
+    """`samples` replies to each prompt, those of a prompt together. first: the place of the first prompt. on_done: gets
+    those that have ended while others are decoded, as in `generate`.
 
     Raises `UserError` for a prompt that leaves no room for `max_tokens` in the context.
     """
     sampling = Sampling(temperature=temperature, max_tokens=s.max_tokens, seed=seed)
     where = [(p, first + i, rank) for i, p in enumerate(prompts) for rank in range(samples)]
     sample_ids = [place * samples + rank for _, place, rank in where]
-    if isinstance(prompts[0].asked, str):
+    as_text = isinstance(prompts[0].asked, str)
+
+    def read(c: Completion) -> Reply:
+        return Reply(Message("assistant", c.text) if as_text else read_completion(c.ids, s.tokenizer), c)
+
+    def made(i: int, r: Reply) -> Sample:
+        p, place, rank = where[i]
+        return Sample(p, place, rank, tuple(repeated[i]), r, temperature)
+
+    def done(ended: Mapping[int, Completion]) -> None:
+        on_done([made(i, read(c)) for i, c in ended.items()])
+
+    told = None if on_done is None else done
+    if as_text:
         each = [ids_of(p, s.tokenizer) for p in prompts]
         for p, ids in zip(prompts, each):
             if len(ids) + s.max_tokens > s.context:
@@ -100,9 +115,9 @@ def sample(
                 )
         repeated = [ids for ids in each for _ in range(samples)]
         completions = generate(
-            s.model, params, s.tokenizer, repeated, sampling, sample_ids, s.slots, mesh=s.mesh
+            s.model, params, s.tokenizer, repeated, sampling, sample_ids, s.slots, on_done=told, mesh=s.mesh
         )  # fmt: skip
-        replies = [Reply(Message("assistant", c.text), c) for c in completions]
+        replies = [read(c) for c in completions]
     else:
         may_call = s.tools is not None
         each = [fitted(p.asked, s.tokenizer, sampling, s.context, may_call) for p in prompts]
@@ -110,32 +125,36 @@ def sample(
         replies = reply(
             *(s.model, params, s.tokenizer, [p.asked for p, _, _ in where], sampling),
             limit=s.context, sample_ids=sample_ids, slots=s.slots, tools=s.tools, counters=counters,
-            max_calls=s.max_calls, mesh=s.mesh,
+            max_calls=s.max_calls, on_done=told, mesh=s.mesh,
         )  # fmt: skip
-    return [
-        Sample(p, place, rank, tuple(ids), r, temperature)
-        for (p, place, rank), ids, r in zip(where, repeated, replies, strict=True)
-    ]
+    return [made(i, r) for i, r in enumerate(replies)]
 
 
 # ------------------------------------------------------------------------------------------------------ the rewards
-def score(reward: Reward, found: Sequence[Sample], step: int, timeout: float | None, name: str) -> list[float | None]:
-    """What a reward function gives each sample, the same on every process; only the first one asks.
+def score_here(
+    reward: Reward, found: Sequence[Sample], step: int, timeout: float | None, name: str
+) -> list[float | None]:
+    """What a reward function gives each sample, asked by this process.
 
     The metadata holds, besides the prompt's own, the sample's `address`, `finish_reason` and number of `tokens`.
     """
+    about = [
+        s.prompt.metadata
+        | {
+            parts.ADDRESS: f"{step}/{s.place}/{s.rank}",
+            "finish_reason": s.reply.completion.finish_reason,
+            "tokens": s.length,
+        }
+        for s in found
+    ]
+    return scoring.scores(reward, [s.prompt.asked for s in found], [s.reply for s in found], about, timeout, name)
+
+
+def score(reward: Reward, found: Sequence[Sample], step: int, timeout: float | None, name: str) -> list[float | None]:
+    """`score_here` of the first process, the same on every process."""
 
     def ask() -> list[float | None]:
-        about = [
-            s.prompt.metadata
-            | {
-                parts.ADDRESS: f"{step}/{s.place}/{s.rank}",
-                "finish_reason": s.reply.completion.finish_reason,
-                "tokens": s.length,
-            }
-            for s in found
-        ]
-        return scoring.scores(reward, [s.prompt.asked for s in found], [s.reply for s in found], about, timeout, name)
+        return score_here(reward, found, step, timeout, name)
 
     return ask() if jax.process_count() == 1 else _shared(ask, len(found))
 

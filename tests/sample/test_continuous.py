@@ -81,6 +81,17 @@ def test_more_requests_than_slots_give_what_each_gives_alone(cfg):
         assert decode(cfg, in_order([i], *requests)) == [want[i]]
 
 
+@pytest.mark.parametrize("slots, respond", [(8, responder()), (32, None)], ids=["refilled", "all at once"])
+def test_what_has_ended_is_told_while_others_decode_on_and_changes_nothing(slots, respond):
+    requests, told = mixed_requests(30, seed=0), []
+    asked = WINDOWED, params_of(WINDOWED), TOKENIZER, *requests, slots
+    want = generate(*asked, respond=respond)
+    assert generate(*asked, respond=respond, on_done=told.append) == want
+    found = [item for done in told for item in done.items()]
+    assert len(told) > 2 and 15 < len(found) < 30 and len(dict(found)) == len(found)
+    assert all(want[i] == completion for i, completion in found)
+
+
 def test_refills_and_forced_tokens_say_what_full_passes_say(cfg):
     """The logits after a forced token are those of a prompt that holds it from the start."""
     prompts, settings, ids = mixed_requests(24, seed=5)

@@ -53,6 +53,16 @@ def test_the_same_seed_gives_the_same_and_another_another(four):
     assert all(a.reply.completion.ids != b.reply.completion.ids for a, b in zip(other, four))
 
 
+@pytest.mark.parametrize("chat", [False, True], ids=["text", "chat"])
+def test_what_has_ended_is_told_as_the_samples_that_are_given(chat):
+    asked = texts("abc", "de", "f", "gh")
+    if chat:
+        asked = [dataclasses.replace(p, asked=Conversation((Message("user", p.asked),))) for p in asked]
+    told = []
+    found = rollout.sample(SAMPLER, PARAMS, asked, 2, 1.3, seed=3, on_done=told.extend)
+    assert 0 < len(told) < len(found) and all(x in found for x in told)
+
+
 def test_a_sample_hangs_on_its_place_and_rank_not_on_the_others(four):
     """The second prompt alone, at its place: the same replies."""
     alone = rollout.sample(SAMPLER, PARAMS, texts("abc", "de")[1:], 2, 0.7, seed=3, first=1)
