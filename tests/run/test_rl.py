@@ -282,14 +282,8 @@ def test_dynamic_sampling_fills_up_with_other_prompts(experiment):
         return [float(x.place % 2 == 0 and x.rank < 2) for x in found]
 
     tokenizer = rl.prepared(e.data).tokenizer
-    trainer = rl.Trainer(
-        e,
-        mesh,
-        tokenizer,
-        None,
-        None,
-        types.SimpleNamespace(journal=None, verdicts=verdicts, ahead=contextlib.nullcontext),
-    )
+    scoring = types.SimpleNamespace(journal=None, verdicts=verdicts, ahead=contextlib.nullcontext)
+    trainer = rl.Trainer(e, mesh, tokenizer, None, None, scoring)
     rolled = trainer.roll(s, 5)
     assert [x.place for x in rolled.samples] == [0] * 4 + [2] * 4 + [4] * 4 + [6] * 4
     assert rolled.right == [1.0, 1.0, 0.0, 0.0] * 4
