@@ -282,7 +282,7 @@ def test_dynamic_sampling_fills_up_with_other_prompts(experiment):
         return [float(x.place % 2 == 0 and x.rank < 2) for x in found]
 
     tokenizer = rl.prepared(e.data).tokenizer
-    scoring = types.SimpleNamespace(journal=None, verdicts=verdicts, ahead=contextlib.nullcontext)
+    scoring = types.SimpleNamespace(journal=None, verdicts=verdicts, ahead=lambda n: contextlib.nullcontext())
     trainer = rl.Trainer(e, mesh, tokenizer, None, None, scoring)
     rolled = trainer.roll(s, 5)
     assert [x.place for x in rolled.samples] == [0] * 4 + [2] * 4 + [4] * 4 + [6] * 4
