@@ -157,20 +157,22 @@ def _forward(model, tokens: int, length: int, logits: bool = True, scored: int |
     return Work(model, count, tokens, 1, length, update=False, logits=logits)
 
 
-def _sampling(model, mesh, params, beside: dict, B: int, prompt: int, longest: int) -> list[Stage]:
-    """The decoder's two programs: a group of prompts fed at once, and one token for every slot."""
+def _sampling(model, mesh, params, beside: dict, B: int, prompt: int, longest: int, samples: int = 1) -> list[Stage]:
+    """The decoder's two large programs: some prompts fed at once, and one token for every slot.
+
+    samples: of each prompt.
+    """
     shape = {"B": B} | engine.sizes(longest, STOPS, prompt + longest)
     s = slots.described(model, mesh, **shape)
-    G, T = engine.group_rows(B), engine.bucket(prompt, engine.MIN_PROMPT_BUCKET)
-    settings = jax.tree.map(lambda x: jax.ShapeDtypeStruct((G, *x.shape[1:]), x.dtype), s.settings)
-    ints = jax.ShapeDtypeStruct((G,), np.int32)
+    P, T = engine.prompt_rows(B, samples, 1, _shards(mesh)), engine.bucket(prompt, engine.MIN_PROMPT_BUCKET)
+    ints = jax.ShapeDtypeStruct((P,), np.int32)
     one = jax.ShapeDtypeStruct((), np.int32)
     held = {"parameters": params, "cache": s}
 
     def prefill():
-        tokens = jax.ShapeDtypeStruct((G, T), np.int32)
+        tokens = jax.ShapeDtypeStruct((P, T), np.int32)
         with jax.set_mesh(mesh):
-            return slots.prefill.lower(model, params, s, settings, ints, tokens, ints, ints, ints)
+            return slots.prefill.lower(model, params, s, ints, tokens, ints, ints)
 
     def decode():
         with jax.set_mesh(mesh):
@@ -180,7 +182,9 @@ def _sampling(model, mesh, params, beside: dict, B: int, prompt: int, longest: i
     step = dataclasses.replace(_forward(model, B, shape["capacity"]), cache=float(cache))
     about = f"{B} slots of {shape['capacity']} tokens"
     return [
-        Stage("prefill", f"{G} prompts of {T} tokens", prefill, held, beside, s, _forward(model, G * T, T, scored=G)),
+        Stage(
+            "prefill", f"{P} prompts of {T} tokens", prefill, held, beside, None, _forward(model, P * T, T, scored=P)
+        ),
         Stage("decode", f"one token in each of {about}", decode, held, beside, s, step),
     ]
 
@@ -211,7 +215,7 @@ def _reinforced(e: Experiment, mesh) -> list[Stage]:
     kept = beside(params)
     if merged:
         kept["parameters"] = [*kept["parameters"], merged["parameters"]]
-    out = _sampling(e.model, mesh, params, kept, B, prompt, p.max_tokens)
+    out = _sampling(e.model, mesh, params, kept, B, prompt, p.max_tokens, p.samples)
 
     for i, (model, theirs) in enumerate(zip(models, rewards)):
         rows, T = reward.rows_at_once(mesh), engine.bucket(e.data.context, engine.MIN_PROMPT_BUCKET)

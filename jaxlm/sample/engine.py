@@ -4,21 +4,27 @@ Prompts are prefilled in length buckets, then all slots decode together in one j
 whose sequence has finished takes the next prompt of the queue. A request may be given forced tokens (a tool's result)
 where it stops, and goes on in its slot while the others decode.
 
+Requests of one prompt, such as a group of GRPO's or the samples of best-of-n, have it computed once: its keys and
+values, last inputs and last logits are copied to each of their slots. They stand together in the queue, and while the
+next in it has a prompt that has been computed, its row is kept.
+
 What a request gets depends on the parameters, its prompt, its `Sampling`, its sample id and what `respond` gives it,
-never on the requests beside it: at the same number of slots and the same buckets the result is equal bit for bit. The
-key of a token is `fold_in(seed, SAMPLE, sample id, token index)`, where the index is its place in the completion,
-forced tokens included. Settings enter as arrays, so that new values never recompile; weights enter as arguments
-(closed over, XLA folds them into constants and hides what reading them costs).
+never on the requests beside it: at the same number of slots, the same buckets and the same rows of a prefill the result
+is equal bit for bit, whether the prompt was shared or not. The key of a token is `fold_in(seed, SAMPLE, sample id,
+token index)`, where the index is its place in the completion, forced tokens included. Settings enter as arrays, so that
+new values never recompile; weights enter as arguments (closed over, XLA folds them into constants and hides what
+reading them costs).
 
-Prefills always run G = B / 4 rows, unused ones empty: one fixed size keeps a row's arithmetic the same, and a refill
-pays for few rows that nobody needs. The loop returns to the host when G more slots have finished and something waits
-for them (a prompt, the host's answer to a stop, or whoever is told what has ended). With L tokens a completion, one
-visit and its prefill at the price of c decode steps, visiting every k steps wastes c / k of the time and k / 2L of the
-slots; G slots finish in k = L / 4 steps, so that an eighth of the slots is idle at most, and the visits cost as much at
-L = 32 c.
+A prefill always runs the same number of rows, unused ones empty: one fixed size keeps a row's arithmetic the same, and
+a refill pays for few rows that nobody needs. For what a slot goes on with, those are G = B / 4; for prompts P, as many
+different ones as G requests of the queue have on average, up to a power of two, so G where all differ. The loop returns
+to the host when G more slots have finished and something waits for them (a prompt, the host's answer to a stop, or
+whoever is told what has ended). With L tokens a completion, one visit and its prefill at the price of c decode steps,
+visiting every k steps wastes c / k of the time and k / 2L of the slots; G slots finish in k = L / 4 steps, so that an
+eighth of the slots is idle at most, and the visits cost as much at L = 32 c.
 
-B slots, G rows of a prefill, T tokens of a prefill (a bucket), N longest completion (a bucket), S stop ids, V padded
-vocabulary, D model width.
+B slots, G of them filled at once, P rows of a prefill, T tokens of a prefill (a bucket), N longest completion (a
+bucket), S stop ids, V padded vocabulary, D model width.
 """
 
 import collections
@@ -33,6 +39,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxlm import sharding
 from jaxlm.config import UserError
 from jaxlm.nn.transformer import ModelConfig, apply, padded_vocab, unembed
 from jaxlm.sample import requests
@@ -61,9 +68,18 @@ OnDone = Callable[[Mapping[int, Completion]], None]
 class Decoder(NamedTuple):
     """What the host asks of the device. The state is its own: of what `slots` shows the host reads, and no more."""
 
-    prefill: Callable[..., Any]  # (state, settings, slot_G, tokens_GT, lengths_G, start_G, count_G) -> state
+    prefill: Callable[..., Any]  # (state, slot_P, tokens_PT, lengths_P, start_P) -> fed
+    place: Callable[..., Any]  # (state, fed, settings, row_G, slot_G, count_G) -> state
     decode: Callable[..., Any]  # (state, idle_B, steps, leave) -> state
     slots: Callable[[Any], device.Slots]
+
+
+class Kept(NamedTuple):
+    """A row that has been fed, for requests that wait for a slot."""
+
+    source: Any
+    fed: Any
+    row: int
 
 
 def bucket(n: int, smallest: int = 1) -> int:
@@ -77,8 +93,17 @@ def slots_for(prompts: int, slots: int | None) -> int:
 
 
 def group_rows(B: int) -> int:
-    """Rows of a prefill for B slots."""
+    """How many of B slots are filled at once."""
     return max(1, B // 4)
+
+
+def prompt_rows(B: int, requests: int, prompts: int, shards: int = 1) -> int:
+    """Rows of a prefill for requests that have so many different prompts: as many as G of them have on average.
+
+    shards: over which a batch is spread; each has a row, where there are G for all.
+    """
+    G = group_rows(B)
+    return min(G, bucket(max(shards, -(-G * prompts // requests))))
 
 
 def sizes(longest: int, stops: int, whole: int) -> dict[str, int]:
@@ -113,25 +138,60 @@ def _settings(cfg: ModelConfig, tokenizer, rows: Sequence[Request], G: int, S: i
     )
 
 
-def _prefill(cfg, tokenizer, decoder: Decoder, state, ready: list[tuple[int, Request]], G: int):
-    """Feeds each (slot, request) what the model has not seen: its prompt, or the forced tokens and the one before."""
+def _place(cfg, tokenizer, decoder: Decoder, state, fed, members: list[tuple[int, int, Request]]):
+    """Each (row, slot, request) goes on, in its slot, from a row of what has been fed."""
     B, S = decoder.slots(state).settings.stop_ids_RS.shape
-    by_length: dict[int, list] = {}
-    for b, r in ready:
-        tokens = [*r.prompt, *r.ids][-r.unfed :]
-        start = len(r.prompt) + len(r.ids) - r.unfed
-        by_length.setdefault(bucket(r.unfed, MIN_PROMPT_BUCKET), []).append((b, r, start, tokens))
-    for T, group in sorted(by_length.items()):
-        for first in range(0, len(group), G):
-            rows = group[first : first + G]
-            slot, tokens_GT = np.full(G, B, np.int32), np.zeros((G, T), np.int32)
-            lengths, starts, counts = np.zeros((3, G), np.int32)
-            for g, (b, r, start, tokens) in enumerate(rows):
-                slot[g], lengths[g], starts[g], counts[g] = b, len(tokens), start, len(r.ids)
-                tokens_GT[g, : len(tokens)] = tokens
-            settings = _settings(cfg, tokenizer, [r for _, r, _, _ in rows], G, S)
-            state = decoder.prefill(state, settings, slot, tokens_GT, lengths, starts, counts)
+    G = group_rows(B)
+    for first in range(0, len(members), G):
+        some = members[first : first + G]
+        row, slot, count = np.zeros(G, np.int32), np.full(G, B, np.int32), np.zeros(G, np.int32)
+        for g, (i, b, r) in enumerate(some):
+            row[g], slot[g], count[g] = i, b, len(r.ids)
+        settings = _settings(cfg, tokenizer, [r for _, _, r in some], G, S)
+        state = decoder.place(state, fed, settings, row, slot, count)
     return state
+
+
+def _prefill(cfg, tokenizer, decoder: Decoder, state, T: int, P: int, groups: list[list[tuple[int, Request]]], soon):
+    """(state, what to keep) once a row for each group, of (slot, request) that share it, has been fed and placed.
+
+    What a row is fed is what the model has not seen: a prompt, or forced tokens and the one before.
+    """
+    slot, tokens_PT = np.full(P, decoder.slots(state).finished_B.shape[0], np.int32), np.zeros((P, T), np.int32)
+    lengths, starts = np.zeros((2, P), np.int32)
+    for i, [(b, r), *_] in enumerate(groups):
+        tokens = [*r.prompt, *r.ids][-r.unfed :]
+        slot[i], lengths[i], starts[i] = b, len(tokens), len(r.prompt) + len(r.ids) - r.unfed
+        tokens_PT[i, : len(tokens)] = tokens
+    fed = decoder.prefill(state, slot, tokens_PT, lengths, starts)
+    state = _place(cfg, tokenizer, decoder, state, fed, [(i, *one) for i, group in enumerate(groups) for one in group])
+    return state, next((Kept(soon, fed, i) for i, [(_, r), *_] in enumerate(groups) if r.source == soon), None)
+
+
+def _fill(cfg, tokenizer, decoder: Decoder, state, ready: list[tuple[int, Request]], rows, kept: Kept | None, soon):
+    """(state, what to keep) with each (slot, request) fed: what several begin with once, now or, as `kept`, before.
+
+    rows: of a prefill of prompts, and of what slots go on with. soon: the source of the request that waits for the next
+    free slot.
+    """
+    groups: dict = {}
+    for b, r in ready:
+        groups.setdefault(r.source, []).append((b, r))
+    if kept is not None:
+        here = [(kept.row, *one) for one in groups.pop(kept.source, [])]
+        state = _place(cfg, tokenizer, decoder, state, kept.fed, here)
+        kept = kept if kept.source == soon else None
+    by_shape: dict[tuple[int, int], list] = {}
+    for group in groups.values():
+        _, r = group[0]
+        by_shape.setdefault((bucket(r.unfed, MIN_PROMPT_BUCKET), rows[bool(r.ids)]), []).append(group)
+    for (T, P), found in sorted(by_shape.items()):
+        for first in range(0, len(found), P):
+            state, new = _prefill(cfg, tokenizer, decoder, state, T, P, found[first : first + P], soon)
+            kept = new or kept
+            if first // P % 8 == 7:  # on several devices of a CPU no more may be under way: see `sharding.Program`
+                jax.block_until_ready(state)
+    return state, kept
 
 
 def _ask(respond: Respond | None, stopped: list[Request]) -> list:
@@ -182,7 +242,7 @@ def generate(
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         state = device.empty(cfg, **shapes_for(queue, slots, respond))
         prefill, decode = (functools.partial(f, cfg, params) for f in (device.prefill, device.decode))
-        decoder = Decoder(prefill, decode, slots=lambda state: state)
+        decoder = Decoder(prefill, functools.partial(device.place, cfg), decode, slots=lambda state: state)
         return run(cfg, tokenizer, queue, decoder, state, respond, on_tokens, chunk, on_done)[0]
 
 
@@ -201,9 +261,13 @@ def run(
     cfg: of the model whose completions they are.
     """
     B, N = decoder.slots(state).ids_BN.shape
-    G = group_rows(B)
-    # Those that may run longest go first, so that few slots are idle in the end.
-    waiting = collections.deque(sorted(queue, key=lambda r: -r.sampling.max_tokens))
+    G, place_of = group_rows(B), {}
+    for r in queue:
+        place_of.setdefault(r.source, len(place_of))
+    rows = prompt_rows(B, len(queue), len(place_of), sharding.shards("batch")), G
+    # Those that may run longest go first, so that few slots are idle in the end; those of one prompt together.
+    waiting = collections.deque(sorted(queue, key=lambda r: (-r.sampling.max_tokens, place_of[r.source])))
+    kept = None
     held: list[Request | None] = [None] * B
     ready: list[tuple[int, Request]] = []
     results: list[Completion | None] = [None] * len(queue)
@@ -218,7 +282,8 @@ def run(
             if held[b] is None and waiting:
                 held[b] = waiting.popleft()
                 ready.append((b, held[b]))
-        state, ready = _prefill(cfg, tokenizer, decoder, state, ready, G), []
+        soon = waiting[0].source if waiting else None
+        (state, kept), ready = _fill(cfg, tokenizer, decoder, state, ready, rows, kept, soon), []
         idle = np.array([r is None for r in held])
         live = B - int(idle.sum())
         leave = B - live + (min(G, live) if waiting or respond is not None or on_done is not None else live)

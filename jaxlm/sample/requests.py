@@ -98,6 +98,11 @@ class Request:
         return len(self.sampled) - sum(self.sampled)
 
     @property
+    def source(self) -> tuple[int, ...] | int:
+        """What its next prefill is computed from: the prompt, which others may have too, or what it alone holds."""
+        return self.index if self.ids else tuple(self.prompt)
+
+    @property
     def stopped(self) -> bool:
         return bool(self.ids) and self.sampled[-1] and self.ids[-1] in self.stops
 

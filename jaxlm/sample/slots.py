@@ -1,11 +1,12 @@
-"""The decoder's device side: a fixed set of slots, prefilled a group at a time and decoded all together.
+"""The decoder's device side: a fixed set of slots, filled a few at a time and decoded all together.
 
-Every shape hangs on the numbers of slots and group rows and on buckets, never on who is in the batch, so that a row
-meets the same arithmetic whatever its neighbors are. Under `jax.set_mesh` the cache is spread (rows over the batch
-axes, heads over tensor); what the host reads is whole on every device.
+A prefill computes rows of a cache, and `place` copies them to slots: one row to several, where they begin alike. Every
+shape hangs on the numbers of slots and rows and on buckets, never on who is in the batch, so that a row meets the same
+arithmetic whatever its neighbors are. Under `jax.set_mesh` the cache is spread (rows over the batch axes, heads over
+tensor); what the host reads is whole on every device.
 
-B slots, G rows of a prefill, R either, T tokens of a prefill (a bucket), N longest completion (a bucket), S stop ids,
-V padded vocabulary, D model width.
+B slots, G slots that are filled at once, P rows of a prefill, R any of these, T tokens of a prefill (a bucket), N
+longest completion (a bucket), S stop ids, V padded vocabulary, D model width.
 """
 
 import functools
@@ -48,6 +49,15 @@ class Slots:
     finished_B: jax.Array
     ids_BN: jax.Array  # the completion, except its forced tokens, which the host knows
     logprobs_BN: jax.Array
+
+
+@flax.struct.dataclass
+class Fed:
+    """Rows that have been prefilled: any number of slots may go on from each."""
+
+    cache: tuple
+    logits_PV: jax.Array  # of what follows the last token
+    position_P: jax.Array  # where that stands
 
 
 def spread(cfg: ModelConfig, slots: Slots) -> Slots:
@@ -141,40 +151,47 @@ def _emit(slots: Slots, settings: Settings, slot_R, count_R, logits_RV) -> Slots
     )
 
 
-def feed(cfg: ModelConfig, params, cache, slot_G, tokens_GT, lengths_G, start_G):
-    """(hidden [G, T, D], cache): right-padded tokens fed to the slots `slot_G` of a cache from `start_G` on.
+def feed(cfg: ModelConfig, params, cache, slot_P, tokens_PT, lengths_P, start_P):
+    """(hidden [P, T, D], rows of a cache): what the slots `slot_P` hold once right-padded tokens are fed to them.
 
-    A start of 0 begins another sequence; a later one goes on with the slot's own.
+    They are fed from `start_P` on: a start of 0 begins another sequence, a later one goes on with the slot's own.
     """
+    taken = jax.tree.map(lambda x: x.at[slot_P].get(mode="fill", fill_value=0), cache)
+    layouts = layout(tokens_PT, lengths_P, start_P)
+    hidden_PTD, rows, _ = apply(cfg, params, tokens_PT, *layouts, clear(taken, start_P == 0))
+    return hidden_PTD, jax.tree.map(constrain, rows, cache_specs(cfg))
 
-    def put(old, new):
-        return old.at[slot_G].set(new, mode="drop")
 
-    taken = jax.tree.map(lambda x: x.at[slot_G].get(mode="fill", fill_value=0), cache)
-    layouts = layout(tokens_GT, lengths_G, start_G)
-    hidden_GTD, new, _ = apply(cfg, params, tokens_GT, *layouts, clear(taken, start_G == 0))
-    return hidden_GTD, jax.tree.map(put, cache, new)
+def copied(cache, rows, row_G, slot_G):
+    """The cache with the rows `row_G` of `feed` in its slots `slot_G`."""
+    return jax.tree.map(lambda old, new: old.at[slot_G].set(new[row_G], mode="drop"), cache, rows)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg",))
+def prefill(cfg: ModelConfig, params, slots: Slots, slot_P, tokens_PT, lengths_P, start_P) -> Fed:
+    """Computes what is fed to slots (see `feed`), for `place`. Rows that are not needed have slot B and length 0."""
+    hidden_PTD, rows = feed(cfg, params, slots.cache, slot_P, tokens_PT, lengths_P, start_P)
+    last_P11 = jnp.maximum(lengths_P - 1, 0)[:, None, None]
+    logits_PV = unembed(cfg, params, jnp.take_along_axis(hidden_PTD, last_P11, axis=1)[:, 0])
+    return Fed(rows, constrain(logits_PV, ("batch", None)), constrain(start_P + lengths_P, (None,)))
 
 
 @functools.partial(jax.jit, static_argnames=("cfg",), donate_argnames=("slots",))
-def prefill(cfg: ModelConfig, params, slots: Slots, settings: Settings, slot_G, tokens_GT, lengths_G, start_G, count_G):
-    """Feeds tokens to the slots (see `feed`), and samples what follows them.
+def place(cfg: ModelConfig, slots: Slots, fed: Fed, settings: Settings, row_G, slot_G, count_G) -> Slots:
+    """Lets the slots `slot_G` go on from the rows `row_G`, each with settings of its own, and samples what follows.
 
-    `count_G`: length of the completion so far. Rows that are not needed have slot B and length 0.
+    `count_G`: length of the completion so far. Where there is no slot to fill it is B.
     """
 
     def put(old, new):
         return old.at[slot_G].set(new, mode="drop")
 
-    hidden_GTD, cache = feed(cfg, params, slots.cache, slot_G, tokens_GT, lengths_G, start_G)
-    last_G11 = jnp.maximum(lengths_G - 1, 0)[:, None, None]
-    logits_GV = unembed(cfg, params, jnp.take_along_axis(hidden_GTD, last_G11, axis=1)[:, 0])
     slots = slots.replace(
-        cache=cache,
+        cache=copied(slots.cache, fed.cache, row_G, slot_G),
         settings=jax.tree.map(put, slots.settings, settings),
-        position_B=put(slots.position_B, start_G + lengths_G),
+        position_B=put(slots.position_B, fed.position_P[row_G]),
     )
-    return spread(cfg, _emit(slots, settings, slot_G, count_G, logits_GV))
+    return spread(cfg, _emit(slots, settings, slot_G, count_G, fed.logits_PV[row_G]))
 
 
 @functools.partial(jax.jit, static_argnames=("cfg",), donate_argnames=("slots",))

@@ -18,7 +18,7 @@ after a step without refusals; acceptance and replacement have keys folded from 
 forgotten, so their keys may be used again. The caches take back what was fed and not kept (`nn.cache.rewind`). A
 request's completion is its own as in the engine: it depends on the draft and on K, never on the requests beside it.
 
-B slots, G rows of a prefill, K drafted tokens, T = K + 1 tokens that the target is fed, N longest completion (a
+B slots, K drafted tokens, T = K + 1 tokens that the target is fed, N longest completion (a
 bucket), S stop ids, V vocabulary, D model width.
 """
 
@@ -76,6 +76,14 @@ class Acceptance:
 
 
 @flax.struct.dataclass
+class Fed:
+    """Rows of a prefill, of both models."""
+
+    target: device.Fed
+    cache: tuple
+
+
+@flax.struct.dataclass
 class State:
     """The target's slots, and beside them the draft's cache, which has seen the same tokens."""
 
@@ -130,15 +138,20 @@ def empty(cfg: ModelConfig, draft_cfg: ModelConfig, B: int, N: int, S: int, capa
     return _spread(cfg, draft_cfg, State(slots, cache, Acceptance(*jnp.zeros((4,), jnp.int32))))
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "draft_cfg"), donate_argnames=("state",))
-def prefill(
-    cfg, params, draft_cfg, draft_params, state: State, settings, slot_G, tokens_GT, lengths_G, start_G, count_G
-):
+@functools.partial(jax.jit, static_argnames=("cfg", "draft_cfg"))
+def prefill(cfg, params, draft_cfg, draft_params, state: State, *fed) -> Fed:
     """`slots.prefill`, and the draft is fed the same."""
-    fed = slot_G, tokens_GT, lengths_G, start_G
-    slots = device.prefill(cfg, params, state.slots, settings, *fed, count_G)
-    _, cache = device.feed(draft_cfg, draft_params, state.cache, *fed)
-    return _spread(cfg, draft_cfg, state.replace(slots=slots, cache=cache))
+    _, rows = device.feed(draft_cfg, draft_params, state.cache, *fed)
+    return Fed(device.prefill(cfg, params, state.slots, *fed), rows)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "draft_cfg"), donate_argnames=("state",))
+def place(cfg, draft_cfg, state: State, fed: Fed, settings, row_G, slot_G, count_G) -> State:
+    """`slots.place`, and the draft's rows go to the same slots."""
+    slots = device.place(cfg, state.slots, fed.target, settings, row_G, slot_G, count_G)
+    return _spread(
+        cfg, draft_cfg, state.replace(slots=slots, cache=device.copied(state.cache, fed.cache, row_G, slot_G))
+    )
 
 
 def _options(s: device.Settings, real_B, V: int) -> tuple:
@@ -280,6 +293,7 @@ def generate(
         state = empty(cfg, draft.cfg, K=draft.tokens, **engine.shapes_for(queue, slots, respond))
         decoder = engine.Decoder(
             functools.partial(prefill, *models),
+            functools.partial(place, cfg, draft.cfg),
             functools.partial(decode, *models, draft.tokens),
             slots=lambda state: state.slots,
         )

@@ -36,9 +36,10 @@ def test_other_prompts_and_settings_of_the_same_sizes_compile_nothing():
 
     def asked(lengths, **settings):
         prompts = [rng.integers(1, 200, n).tolist() for n in lengths]
-        before = [f._cache_size() for f in (slots.empty, slots.prefill, slots.decode)]
+        programs = slots.empty, slots.prefill, slots.place, slots.decode
+        before = [f._cache_size() for f in programs]
         generate(cfg, params, tokenizer, prompts, Sampling(max_tokens=8, **settings), slots=4)
-        return [f._cache_size() - n for f, n in zip((slots.empty, slots.prefill, slots.decode), before)]
+        return [f._cache_size() - n for f, n in zip(programs, before)]
 
-    assert asked([5, 9, 16, 20, 31, 7]) == [1, 2, 1]  # prompts of two buckets
-    assert asked([11, 30, 3, 14, 1], temperature=0.7, top_p=0.9, seed=5, top_k=3, min_p=0.01) == [0, 0, 0]
+    assert asked([5, 9, 16, 20, 31, 7]) == [1, 2, 1, 1]  # prompts of two buckets
+    assert asked([11, 30, 3, 14, 1], temperature=0.7, top_p=0.9, seed=5, top_k=3, min_p=0.01) == [0, 0, 0, 0]

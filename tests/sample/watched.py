@@ -10,8 +10,8 @@ from jaxlm.sample import slots
 
 def _compiled(monkeypatch, name: str):
     """One of its programs compiled anew, so that it is traced with what a test has put in."""
-    plain = getattr(slots, name).__wrapped__
-    fresh = jax.jit(functools.wraps(plain)(lambda *args: plain(*args)), static_argnums=0, donate_argnums=2)
+    plain, donated = getattr(slots, name).__wrapped__, {"place": 1, "decode": 2}[name]
+    fresh = jax.jit(functools.wraps(plain)(lambda *args: plain(*args)), static_argnums=0, donate_argnums=donated)
     monkeypatch.setattr(slots, name, fresh)
 
 
@@ -31,7 +31,7 @@ def logits(monkeypatch) -> dict[tuple[int, int], np.ndarray]:
         return emit(state, settings, slot_R, count_R, logits_RV)
 
     monkeypatch.setattr(slots, "_emit", watched)
-    for name in ("prefill", "decode"):
+    for name in ("place", "decode"):
         _compiled(monkeypatch, name)
     return found
 
