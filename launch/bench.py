@@ -14,9 +14,10 @@ under torch.compile. Both must first find the same losses. --set=model.scan=fals
 --at_once=8 takes turns with eight runs in one program (as launch.sweep --at_once=8): seconds are of an update of all.
 
 decode: prompts of --prompt_tokens continued by --new_tokens, at each size (random weights) or for the model of a run;
-then --requests requests of mixed lengths. --against=torch takes turns with transformers' generate on the same weights,
-prompts, dtype and threads, once both have given the same logits: with its growing cache, a static one, and a static one
-under torch.compile. Fewer cores: taskset -c 0,1 python -m launch.bench ...
+then --requests requests of mixed lengths, and as many in groups of eight that share a prompt. --against=torch takes
+turns with transformers' generate on the same weights, prompts, dtype and threads, once both have given the same logits:
+with its growing cache, a static one, and a static one under torch.compile.
+Fewer cores: taskset -c 0,1 python -m launch.bench ...
 
 rl: GRPO and DPO on random walks from one parent, a run of walks_sft (made when --parent is not given): the quality that
 is reached, beside controls, and the time it takes. --against=trl does the same in TRL (pip install 'jaxlm[trl]').

@@ -11,6 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from jaxlm.nn.definition import Precision
 from jaxlm.nn.transformer import ModelConfig
 from jaxlm.run.load import load_run
 from jaxlm.run.report import COLORS, new_figure, save_figure
+from jaxlm.sample import slots as device
 from jaxlm.sample.engine import MAX_SLOTS, Completion, Sampling, bucket, generate
 
 # Those of the experiments that the sizes stand in; a rung without one has what its neighbor has.
@@ -34,6 +36,8 @@ LARGE_VOCABULARY = 32768
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2}
 COPY_BYTES = 1 << 28
 OURS = "jaxlm"
+GROUP = 8  # GRPO's samples of a prompt
+GROUPS, PREFILLED = f"groups of {GROUP}", "tokens prefilled"
 
 Arm = Callable[[Sequence[Sequence[int]], Sequence[int]], list[list[int]]]  # (prompts, new tokens of each) -> new ids
 
@@ -265,6 +269,37 @@ def continuous(
     return {"asked": asked} | results | compared(seconds)
 
 
+def grouped(cfg: ModelConfig, params, load: Load) -> dict[str, dict]:
+    """Requests in groups of GROUP that have one prompt, as GRPO samples them, beside as many with prompts of their own:
+    the tokens that prefills take through the model, padding and empty rows included.
+
+    Answers end at random, after a quarter of `load.new` on average where all tokens are as likely.
+    """
+    prompts, _ = mixed(cfg, load)
+    arms = {"different prompts": prompts, GROUPS: [prompts[i // GROUP * GROUP] for i in range(load.requests)]}
+    stops = tuple(range(max(1, 4 * cfg.vocab_size // load.new)))
+    sampling = Sampling(max_tokens=load.new, stop_ids=stops)
+    fed: list[int] = []
+
+    def run(prompts):
+        return generate(cfg, params, Numbers(cfg.vocab_size), prompts, sampling, slots=slots_of(load))
+
+    def counted(cfg, params, state, slot_P, tokens_PT, *rest, prefill=device.prefill):
+        fed.append(tokens_PT.size)
+        return prefill(cfg, params, state, slot_P, tokens_PT, *rest)
+
+    results = {}
+    for name, asked in arms.items():
+        fed.clear()
+        with mock.patch.object(device, "prefill", counted):
+            new = sum(len(c.ids) for c in run(asked))
+        results[name] = {"new tokens": new, "prefills": len(fed), PREFILLED: sum(fed)}
+    for name, times in in_turn({n: lambda p=p: run(p) for n, p in arms.items()}, load.repetitions).items():
+        rate = results[name]["new tokens"] / statistics.median(times)
+        results[name] |= {"seconds": spread(times), "tokens per second": rate}
+    return results | {"share": {PREFILLED: results[GROUPS][PREFILLED] / results["different prompts"][PREFILLED]}}
+
+
 def compared(seconds: Mapping[str, Sequence[float]]) -> dict:
     """How many times as fast as each other arm ours is, round by round; the best other arm is the one that counts."""
     others = [n for n in seconds if n != OURS]
@@ -300,6 +335,8 @@ def suite(models: Mapping[str, Callable], load: Load, dtype: str, peer, say: Cal
             say(f"{name}, {load.requests} requests of mixed lengths")
             with batching as slotted:
                 results[f"{name}, mixed"] = continuous(cfg, params, slotted, theirs, load)
+            say(f"{name}, {GROUPS}")
+            results[f"{name}, {GROUPS}"] = grouped(cfg, params, load)
     return results
 
 

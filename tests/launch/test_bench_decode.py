@@ -30,7 +30,7 @@ def small_copies(monkeypatch):
 def test_our_side_alone(params, tmp_path):
     said = []
     r = bench_decode.suite({"toy": lambda: (CFG, params)}, LOAD, "float32", None, said.append)
-    assert list(r) == ["copy", "toy, batch 2", "toy, mixed"] and len(said) == 2
+    assert list(r) == ["copy", "toy, batch 2", "toy, mixed", "toy, groups of 8"] and len(said) == 3
     assert r["copy"]["GB per second"] > 0
     mine = r["toy, batch 2"][OURS]
     assert mine["tokens per second"] == pytest.approx(2 * 8 / mine["seconds"]["median"])
@@ -40,6 +40,10 @@ def test_our_side_alone(params, tmp_path):
     mixed = r["toy, mixed"]
     assert mixed["asked"]["requests"] == 5 and mixed["asked"]["slots"] == 2 and mixed["asked"]["longest"] <= 8
     assert mixed[OURS]["requests per second"] == pytest.approx(5 / mixed[OURS]["seconds"]["median"])
+    # Five requests in two slots, one row of 16 tokens a prefill: five prompts, or one.
+    groups = r["toy, groups of 8"]
+    assert [groups[n]["tokens prefilled"] for n in ("different prompts", "groups of 8")] == [5 * 16, 16]
+    assert groups["share"] == {"tokens prefilled": 0.2} and groups["groups of 8"]["seconds"]["median"] > 0
     assert "toy, mixed\n  asked/requests" in bench.table(r)
     pytest.importorskip("matplotlib")
     bench_decode.plot(r, tmp_path / "p.png")

@@ -21,6 +21,7 @@ from jaxlm.sample.speculative import Acceptance, Draft
 from launch.bench_decode import Numbers
 from tests.sample.small import CONVOLVED, LOUD, TOKENIZER, full_logits, random_params
 from tests.sample.test_continuous import in_order, mixed_requests, responder
+from tests.sample.test_groups import SOME, apart
 from tests.sample.test_logits import chi_square
 
 K = 3
@@ -186,6 +187,23 @@ def test_a_request_does_not_depend_on_its_company():
         assert run(in_order([i], *REQUESTS), draft, respond=responder())[0] == [want[i]]
     warm = [Sampling(max_tokens=16, seed=seed) for seed in (1, 1, 2, 2)]
     assert len({c.ids for c in run(([[40]] * 4, warm, [0, 1, 0, 1]), draft)[0]}) == 4
+
+
+def test_a_shared_prompt_is_fed_to_both_models_once(monkeypatch):
+    """And each request gets, bit for bit, what it gets when the prompt is fed for it alone."""
+    fed, real = [], speculative.prefill
+
+    def prefill(*arguments):
+        *_, lengths, starts = arguments
+        fed.append(int(np.sum((lengths > 0) & (starts == 0))))
+        return real(*arguments)
+
+    monkeypatch.setattr(speculative, "prefill", prefill)
+    want, worth = run(SOME, draft_of(0.03), respond=responder())
+    assert sum(fed) == len({tuple(p) for p in SOME[0]}) == 13 and 0.2 < worth.rate < 0.95
+    fed.clear()
+    apart(monkeypatch, rows=2)
+    assert run(SOME, draft_of(0.03), respond=responder()) == (want, worth) and sum(fed) == 24
 
 
 def test_learned_positions_bound_both_models():
