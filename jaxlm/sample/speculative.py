@@ -18,7 +18,7 @@ after a step without refusals; acceptance and replacement have keys folded from 
 forgotten, so their keys may be used again. The caches take back what was fed and not kept (`nn.cache.rewind`). A
 request's completion is its own as in the engine: it depends on the draft and on K, never on the requests beside it.
 
-B slots, K drafted tokens, T = K + 1 tokens that the target is fed, N longest completion (a
+B slots, G of them filled at once, K drafted tokens, T = K + 1 tokens that the target is fed, N longest completion (a
 bucket), S stop ids, V vocabulary, D model width.
 """
 
