@@ -31,7 +31,7 @@ def test_eight_devices_say_what_one_says():
 
     alone, before = run(params), [f._cache_size() for f in (slots.place, slots.decode)]
     together = run(spread, mesh)
-    # Shardings stay what they are, from one visit to the next; prompts have other rows a prefill than a tool's answers.
+    # Shardings stay what they are, from one visit to the next; prompts have as many rows a prefill as answers of tools.
     assert [f._cache_size() - n for f, n in zip((slots.place, slots.decode), before)] == [1, 1]
     assert sum(not all(c.sampled) for c in alone) > 5
     for a, b in zip(alone, together):
