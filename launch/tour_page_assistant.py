@@ -89,8 +89,8 @@ def knowledge(out: Page, results: dict, root) -> None:
     out.table(["held-out facts", "before", "after", "", "by a threshold instead", ""], rows)
     out.paragraph(
         "told: often or once. withheld: true, told nowhere, of a person who is mentioned. stranger: of a person who is "
-        "mentioned nowhere. untold: both. The threshold refuses answers whose log-probability per token is low; it is "
-        "chosen on the training side to lose at most "
+        "mentioned nowhere. untold: both. The threshold refuses replies whose log-probability per token, thought "
+        "included, is low; it is chosen on the training side to lose at most "
         f"{100 * after['threshold']['most_lost']:.0f} points of coverage there.",
         soft=True,
     )
