@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxlm.config import UserError
 from jaxlm.nn.blockwise import MASKED
 from jaxlm.nn.blockwise import blockwise as in_blocks
+from jaxlm.nn.quantized import mixed_BHTC, parts, scores_BHTS
 from jaxlm.sharding import mesh_here, platform
 
 CPU_BLOCKWISE_FROM = 256  # queries from which making scores block by block is faster on CPU
@@ -30,7 +31,10 @@ class Rule:
 
 
 def attend(q_BTHC, k_BSKC, v_BSKC, queries, keys, rule: Rule, implementation: str = "auto"):
-    """Attention output [B, T, H, C]. `queries` and `keys` are (positions, segments), int32 [B, T] and [B, S]."""
+    """Attention output [B, T, H, C]. `queries` and `keys` are (positions, segments), int32 [B, T] and [B, S].
+
+    Keys and values from a cache may be in another dtype than the queries, or `Quantized`.
+    """
     name = choose(q_BTHC, k_BSKC, rule, implementation)
     out_BTHC = {"plain": plain, "blockwise": blockwise, "cudnn": cudnn}[name](
         q_BTHC, k_BSKC, v_BSKC, queries, keys, rule
@@ -53,7 +57,7 @@ def choose(q_BTHC, k_BSKC, rule: Rule, implementation: str = "auto") -> str:
         return "blockwise" if q_BTHC.shape[1] >= CPU_BLOCKWISE_FROM else "plain"
     B, T, H, _ = q_BTHC.shape
     mesh = mesh_here()
-    scores = 4 * B * H * T * k_BSKC.shape[1] // (1 if mesh.empty else mesh.size)
+    scores = 4 * B * H * T * parts(k_BSKC)[0].shape[1] // (1 if mesh.empty else mesh.size)
     return "blockwise" if scores > MOST_SCORES else "plain"
 
 
@@ -75,28 +79,16 @@ def mask_BTS(queries, keys, rule: Rule, first_query: int = 0, first_key: int = 0
 def weights_BHTS(q_BTHC, k_BSKC, mask, rule: Rule):
     """Softmax of the capped, masked scores, in float32 or wider."""
     dtype = jnp.promote_types(q_BTHC.dtype, jnp.float32)
-    scores = _per_head("BHTC,BHSC->BHTS", q_BTHC.swapaxes(1, 2), k_BSKC, dtype) * rule.scale
+    scores = scores_BHTS(q_BTHC, k_BSKC, dtype) * rule.scale
     if rule.softcap is not None:
         scores = rule.softcap * jnp.tanh(scores / rule.softcap)
     return jax.nn.softmax(jnp.where(mask[:, None], scores, MASKED), axis=-1)
 
 
-def _per_head(equation, x_BH, y_BSKC, dtype):
-    """einsum of `x` [B, H, ...] with each head's key or value. A group dim of 1 is left out: it slows XLA on CPU."""
-    H, K = x_BH.shape[1], y_BSKC.shape[2]
-    y_BKSC = y_BSKC.swapaxes(1, 2)
-    if H == K:
-        return jnp.einsum(equation, x_BH, y_BKSC, preferred_element_type=dtype)
-    x, y, out = equation.replace("->", ",").split(",")
-    grouped = f"{x.replace('H', 'HG')},{y}->{out.replace('H', 'HG')}"
-    z = jnp.einsum(grouped, x_BH.reshape(-1, K, H // K, *x_BH.shape[2:]), y_BKSC, preferred_element_type=dtype)
-    return z.reshape(-1, H, *z.shape[3:])
-
-
 def plain(q_BTHC, k_BSKC, v_BSKC, queries, keys, rule: Rule):
     """All scores at once: XLA's own fusions, memory B * H * T * S."""
-    weights = weights_BHTS(q_BTHC, k_BSKC, mask_BTS(queries, keys, rule), rule).astype(v_BSKC.dtype)
-    return _per_head("BHTS,BHSC->BHTC", weights, v_BSKC, v_BSKC.dtype).swapaxes(1, 2)
+    weights = weights_BHTS(q_BTHC, k_BSKC, mask_BTS(queries, keys, rule), rule)
+    return mixed_BHTC(weights, v_BSKC, q_BTHC.dtype).swapaxes(1, 2)
 
 
 def blockwise(q_BTHC, k_BSKC, v_BSKC, queries, keys, rule: Rule, block: int | None = None):

@@ -45,7 +45,7 @@ class Attention(nn.Module):
         keys, k, v = new, k_BTKC, v_BTKC
         if cache is not None:
             rule = dataclasses.replace(rule, ordered=False)
-            entries = kv.entries(k_BTKC, v_BTKC, *new)
+            entries = kv.entries(cache, k_BTKC, v_BTKC, *new)
             written = kv.write(cache, entries)
             keys, k, v = self.cached_keys(cache, written, entries)
             cache = written
@@ -67,7 +67,7 @@ class Attention(nn.Module):
         """
         one_token = new["key_positions"].shape[1] == 1
         entries = written if one_token or self.cfg.window_of(self.kind) is None else kv.beside(old, new)
-        k_BSKC, v_BSKC = (entries[n].astype(new[n].dtype).swapaxes(1, 2) for n in ("k", "v"))
+        k_BSKC, v_BSKC = (jax.tree.map(lambda x: x.swapaxes(1, 2), entries[n]) for n in ("k", "v"))
         return (entries["key_positions"], entries["key_segments"]), k_BSKC, v_BSKC
 
     def project(self, name, x_BTD, heads, axis):

@@ -12,19 +12,27 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxlm.nn.quantized import Quantized, parts
+
 MASKED = -1e30  # finite, so that a row without any key gives no NaN
 
 
 def blockwise(q_BTHC, k_BSKC, v_BSKC, queries, keys, rule, visible, block: int):
-    """[B, T, H, C]. `rule` and `visible(queries, keys, rule, first_query, first_key)` as in attention.py."""
+    """[B, T, H, C]. `rule` and `visible(queries, keys, rule, first_query, first_key)` as in attention.py.
+
+    Keys and values that are `Quantized` become floats a block at a time, and have no gradient.
+    """
     B, T, H, C = q_BTHC.shape
-    S, K = k_BSKC.shape[1:3]
+    S, K = parts(k_BSKC)[0].shape[1:3]
     q_mBqKGC = _cut(q_BTHC.reshape(B, T, K, H // K, C), block)
     tokens = tuple(_cut(x, block) for x in (*queries, *keys))
     walk = _Walk(rule, visible, block, -(-T // block), -(-S // block))
     q_mBKGqC = q_mBqKGC.transpose(0, 1, 3, 4, 2, 5)
-    k_nBKsC, v_nBKsC = (_cut(x, block).swapaxes(2, 3) for x in (k_BSKC, v_BSKC))
-    out_mBKGqC = _attend(walk, q_mBKGqC, k_nBKsC, v_nBKsC, *tokens)
+    k_nBKsC, v_nBKsC = jax.tree.map(lambda x: _cut(x, block).swapaxes(2, 3), (k_BSKC, v_BSKC))
+    if isinstance(k_BSKC, Quantized):
+        out_mBKGqC = _forward(walk, q_mBKGqC, k_nBKsC, v_nBKsC, *tokens)[0]
+    else:
+        out_mBKGqC = _attend(walk, q_mBKGqC, k_nBKsC, v_nBKsC, *tokens)
     return out_mBKGqC.transpose(1, 0, 4, 2, 3, 5).reshape(B, -1, H, C)[:, :T]
 
 
@@ -55,7 +63,10 @@ class _Walk:
     def scores(self, q_BKGqC, k_BKsC, tokens, i, j):
         """(masked scores [B, K, G, q, s], mask, derivative of the scores by the plain products)."""
         dtype = jnp.promote_types(q_BKGqC.dtype, jnp.float32)
+        k_BKsC, scale_BKs = parts(k_BKsC)
+        k_BKsC = k_BKsC.astype(q_BKGqC.dtype)
         s = jnp.einsum("BKGqC,BKsC->BKGqs", q_BKGqC, k_BKsC, preferred_element_type=dtype) * self.rule.scale
+        s = _scaled(s, scale_BKs)
         slope = jnp.asarray(self.rule.scale, dtype)
         if self.rule.softcap is not None:
             t = jnp.tanh(s / self.rule.softcap)
@@ -64,6 +75,10 @@ class _Walk:
         sides = (q_position[i], q_segment[i]), (k_position[j], k_segment[j])
         mask = self.visible(*sides, self.rule, i * self.block, j * self.block)[:, None, None]
         return jnp.where(mask, s, MASKED), mask, slope
+
+
+def _scaled(x_BKGqs, scale_BKs):
+    return x_BKGqs if scale_BKs is None else x_BKGqs * scale_BKs[:, :, None, None]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -77,18 +92,20 @@ def _forward(walk, q, k, v, *tokens):
     def row(i):
         def pair(j, carry):
             acc, top, total = carry
-            s, mask, _ = walk.scores(q[i], k[j], tokens, i, j)
+            k_j, (v_j, v_scale) = jax.tree.map(lambda x: x[j], (k, parts(v)))
+            s, mask, _ = walk.scores(q[i], k_j, tokens, i, j)
             new = jnp.maximum(top, jnp.max(s, axis=-1))
             p = jnp.where(mask, jnp.exp(s - new[..., None]), 0)
             shrink = jnp.exp(top - new)
-            update = jnp.einsum("BKGqs,BKsC->BKGqC", p.astype(v.dtype), v[j], preferred_element_type=dtype)
+            mixed = _scaled(p, v_scale).astype(q.dtype)
+            update = jnp.einsum("BKGqs,BKsC->BKGqC", mixed, v_j.astype(q.dtype), preferred_element_type=dtype)
             return acc * shrink[..., None] + update, new, total * shrink + jnp.sum(p, axis=-1)
 
         like = q.shape[1:-1]
         start = (jnp.zeros(q.shape[1:], dtype), jnp.full(like, MASKED, dtype), jnp.zeros(like, dtype))
         acc, top, total = jax.lax.fori_loop(*walk.bounds(i), pair, start)
         total = jnp.where(total == 0, 1, total)
-        return (acc / total[..., None]).astype(v.dtype), top + jnp.log(total)
+        return (acc / total[..., None]).astype(q.dtype), top + jnp.log(total)
 
     out, logsumexp = jax.lax.map(row, jnp.arange(walk.query_blocks))
     return out, (q, k, v, tokens, out, logsumexp)

@@ -1,11 +1,15 @@
 """The model's definition: every knob, and the sizes that follow from them."""
 
 import dataclasses
+import typing
 from typing import Literal
 
 from jaxlm.config import UserError
 from jaxlm.nn.layers import Activation, FanInInit, GPT2Init, LayerNorm, RMSNorm
 from jaxlm.nn.rope import LearnedPositions, Rope
+
+CacheDtype = Literal["float32", "bfloat16", "int8"]
+CACHE_DTYPES: tuple[str, ...] = typing.get_args(CacheDtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +23,7 @@ class Precision:
     compute: str = "float32"  # activations and matmul inputs
     accumulation: str = "float32"  # gradients summed over microbatches
     moments: str = "float32"  # optimizer state
-    cache: str | None = None  # keys and values kept while decoding; unset: as compute
+    cache: CacheDtype | None = None  # keys and values kept while decoding; unset: as compute; int8: nn/quantized.py
 
 
 @dataclasses.dataclass(frozen=True)

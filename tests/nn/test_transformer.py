@@ -203,7 +203,7 @@ def test_a_ring_keeps_the_newest_in_whatever_order_they_come():
     assert layer["k"].shape[2] == 3
     positions = jnp.asarray([[6, 5, 4, 3, 2, 1, 0]], jnp.int32)
     k_BTKC = jnp.zeros((1, 7, layer["k"].shape[1], layer["k"].shape[3])) + positions[:, :, None, None]
-    layer = jax.jit(write)(layer, entries(k_BTKC, k_BTKC, positions, jnp.ones_like(positions)))
+    layer = jax.jit(write)(layer, entries(layer, k_BTKC, k_BTKC, positions, jnp.ones_like(positions)))
     assert sorted(layer["key_positions"][0].tolist()) == [4, 5, 6]
     np.testing.assert_array_equal(layer["k"][0, 0, :, 0], layer["key_positions"][0])
 
