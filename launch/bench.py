@@ -16,8 +16,9 @@ under torch.compile. Both must first find the same losses. --set=model.scan=fals
 decode: prompts of --prompt_tokens continued by --new_tokens, at each size (random weights) or for the model of a run;
 then --requests requests of mixed lengths, and as many in groups of eight that share a prompt. --against=torch takes
 turns with transformers' generate on the same weights, prompts, dtype and threads, once both have given the same logits:
-with its growing cache, a static one, and a static one under torch.compile.
-Fewer cores: taskset -c 0,1 python -m launch.bench ...
+with its growing cache, a static one, and a static one under torch.compile. --cache_dtype=int8 keeps our keys and values
+so; how many bytes they then take, and how far sampled log-probabilities are from those of a pass without a cache, is
+told too. Fewer cores: taskset -c 0,1 python -m launch.bench ...
 
 rl: GRPO and DPO on random walks from one parent, a run of walks_sft (made when --parent is not given): the quality that
 is reached, beside controls, and the time it takes. --against=trl does the same in TRL (pip install 'jaxlm[trl]').
@@ -44,6 +45,7 @@ from jaxlm import storage
 from jaxlm.config import UserError, nearest
 from jaxlm.data.parallel import cores
 from launch import bench_data, common
+from launch.cache_flags import CACHE_DTYPE
 
 SUITE = flags.DEFINE_enum("suite", None, ["data", "startup", "train", "decode", "rl"], "What is measured.")
 MEGABYTES = flags.DEFINE_integer(
@@ -225,14 +227,16 @@ def decode_suite() -> dict[str, dict]:
     if AGAINST.value:
         bench_torch.modules()  # first of all: without them nothing is measured
     dtype, peer = DTYPE.value or "float32", bench_torch if AGAINST.value else None
+    as_asked = {"dtype": dtype, "cache": CACHE_DTYPE.value}
     if WORKDIR.value is not None:
-        models = {os.path.basename(os.path.abspath(WORKDIR.value)): lambda: bench_decode.loaded(WORKDIR.value, dtype)}
+        name = os.path.basename(os.path.abspath(WORKDIR.value))
+        models = {name: functools.partial(bench_decode.loaded, WORKDIR.value, **as_asked)}
     else:
-        models = {size: functools.partial(bench_decode.made, size, dtype) for size in sizes}
+        models = {size: functools.partial(bench_decode.made, size, **as_asked) for size in sizes}
     results = bench_decode.suite(models, load, dtype, peer, say)
     if OUTPUT.value:
         bench_decode.plot(results, OUTPUT.value + ".png")
-    return {"load": dataclasses.asdict(load) | {"dtype": dtype}} | results
+    return {"load": dataclasses.asdict(load) | as_asked} | results
 
 
 def rl_suite() -> dict[str, dict]:

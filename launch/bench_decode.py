@@ -27,13 +27,15 @@ from jaxlm.run.load import load_run
 from jaxlm.run.report import COLORS, new_figure, save_figure
 from jaxlm.sample import slots as device
 from jaxlm.sample.engine import MAX_SLOTS, Completion, Sampling, bucket, generate
+from jaxlm.sample.parity import by_cache_dtype
 
 # Those of the experiments that the sizes stand in; a rung without one has what its neighbor has.
 VOCABULARY = {"1m": 2048, "10m": 8192, "30m": 8192}
 LARGE_VOCABULARY = 32768
 # Of logits, relative to their spread. In bfloat16 both sides round at every step, each in its own order: what is wrong
-# by little shows in float32 only.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2}
+# by little shows in float32 only. With a cache in another dtype, of how likely our tokens are.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2, "int8": 0.2}
+CERTIFIED = 8  # rows whose log-probabilities are compared with the trainer's, where a dtype of the cache is asked for
 COPY_BYTES = 1 << 28
 OURS = "jaxlm"
 GROUP = 8  # GRPO's samples of a prompt
@@ -73,17 +75,17 @@ class Numbers:
 
 
 # --------------------------------------------------------------------------------------------------------- the model
-def made(size: str, dtype: str) -> tuple[ModelConfig, dict]:
-    """The model of a named size with random weights, all in `dtype`."""
+def made(size: str, dtype: str, cache: str | None = None) -> tuple[ModelConfig, dict]:
+    """The model of a named size with random weights, all in `dtype`, keys and values in `cache` where it is given."""
     vocabulary = VOCABULARY.get(size, LARGE_VOCABULARY)
-    cfg = dataclasses.replace(SIZES[size], vocab_size=vocabulary, precision=Precision(dtype, dtype))
+    cfg = dataclasses.replace(SIZES[size], vocab_size=vocabulary, precision=Precision(dtype, dtype, cache=cache))
     return cfg, jax.jit(lambda key: transformer.init(cfg, key))(jax.random.key(0))
 
 
-def loaded(workdir: str, dtype: str) -> tuple[ModelConfig, dict]:
-    """The model of a run, cast to `dtype`."""
+def loaded(workdir: str, dtype: str, cache: str | None = None) -> tuple[ModelConfig, dict]:
+    """The model of a run, cast to `dtype`, keys and values to `cache` where it is given."""
     run = load_run(workdir)
-    cfg = dataclasses.replace(run.model, precision=Precision(dtype, dtype))
+    cfg = dataclasses.replace(run.model, precision=Precision(dtype, dtype, cache=cache))
     return cfg, jax.tree.map(lambda x: x.astype(dtype), run.params)
 
 
@@ -118,6 +120,7 @@ def check_equal(cfg: ModelConfig, params, logits: Callable, arms: Mapping[str, A
     prompts, limits = prompts_of(cfg, 2, (load.prompt,)), [load.new] * 2
     texts = {name: arm(prompts, limits) for name, arm in arms.items()}
     worst, bound = 0.0, TOLERANCE[dtype]
+    chosen_bound = max(bound, TOLERANCE[cfg.precision.cache or dtype])
     for name, ids in texts.items():
         tokens_BT = np.concatenate([prompts, ids], axis=1)
         mine, other = np.asarray(_logits(cfg, params, tokens_BT)), logits(tokens_BT)
@@ -127,7 +130,7 @@ def check_equal(cfg: ModelConfig, params, logits: Callable, arms: Mapping[str, A
         before = other[:, load.prompt - 1 : -1]
         chosen = np.take_along_axis(before, np.asarray(ids)[..., None], axis=-1)[..., 0]
         lost = float((before.max(axis=-1) - chosen).max()) / spread
-        if max(worst, 0.5 * lost) > bound:
+        if worst > bound or 0.5 * lost > chosen_bound:
             raise UserError(
                 f"the two sides are not the same model: over what {name} wrote, logits differ by {worst:.2g} of their "
                 f"spread, and its tokens are up to {lost:.2g} below the best; {bound:g} is allowed in {dtype}"
@@ -172,13 +175,13 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def _bytes(cfg: ModelConfig, params, batch: int, length: float, dtype: str) -> tuple[float, float]:
-    """(weights, cache) bytes that one step must read: all weights but an embedding that only looks up, and the keys and
-    values of `length` tokens of each row."""
+def _bytes(cfg: ModelConfig, params, batch: int, length: int, dtype: str) -> tuple[float, float]:
+    """(weights, cache) bytes that one step must read: all weights but an embedding that only looks up, and the cache of
+    `length` tokens of each row."""
     width = np.dtype(jnp.dtype(dtype)).itemsize
     looked_up = 0 if cfg.tied else transformer.padded_vocab(cfg) * cfg.width
     weights = (tree.count(params) - looked_up) * width
-    return weights, 2 * batch * length * cfg.layers * cfg.key_heads * cfg.head_dim * width
+    return weights, batch * transformer.slot_bytes(cfg, length)
 
 
 def fixed(cfg: ModelConfig, params, arms: Mapping[str, Arm], load: Load, batch: int, dtype: str, copy: float) -> dict:
@@ -187,7 +190,7 @@ def fixed(cfg: ModelConfig, params, arms: Mapping[str, Arm], load: Load, batch: 
     whole = {n: lambda a=a: a(prompts, [load.new] * batch) for n, a in arms.items()}
     first = {n: lambda a=a: a(prompts, [1] * batch) for n, a in arms.items()}
     starts, seconds = in_turn(first, load.repetitions), in_turn(whole, load.repetitions)
-    weights, cache = _bytes(cfg, params, batch, load.prompt + load.new / 2, dtype)
+    weights, cache = _bytes(cfg, params, batch, load.prompt + load.new // 2, dtype)
     results = {}
     for name, times in seconds.items():
         results[name] = {
@@ -205,6 +208,21 @@ def fixed(cfg: ModelConfig, params, arms: Mapping[str, Arm], load: Load, batch: 
             }
     needed = {"MB of weights": weights / 1e6, "MB of cache": cache / 1e6}
     return {"each step reads": needed} | results | compared(seconds)
+
+
+def cached(cfg: ModelConfig, params, load: Load) -> dict:
+    """What the cache takes, and how far log-probabilities that were sampled with it are from the trainer's."""
+    name = transformer.cache_dtype(cfg)
+    entries = capacity(load)
+    prompts, sampling = prompts_of(cfg, CERTIFIED, (load.prompt,)), Sampling(max_tokens=load.new)
+    gap = by_cache_dtype(cfg, params, Numbers(cfg.vocab_size), prompts, sampling, (name,))[name]
+    return {
+        "dtype": name,
+        "bytes a token": transformer.slot_bytes(cfg, entries + 1) - transformer.slot_bytes(cfg, entries),
+        "MB a slot": transformer.slot_bytes(cfg, entries) / 1e6,
+        "|logp - trainer's|, nats": {"max": f"{gap['max']:.1e}", "mean": f"{gap['mean']:.1e}"},
+        "tokens compared": int(gap["tokens"]),
+    }
 
 
 def mixed(cfg: ModelConfig, load: Load) -> tuple[list[list[int]], list[int]]:
@@ -320,6 +338,9 @@ def suite(models: Mapping[str, Callable], load: Load, dtype: str, peer, say: Cal
     results: dict[str, dict] = {"copy": {"GB per second": copy / 1e9}}
     for name, make in models.items():
         cfg, params = make()
+        if cfg.precision.cache is not None:
+            say(f"{name}, the cache in {cfg.precision.cache}")
+            results[f"{name}, cache"] = cached(cfg, params, load)
         theirs: dict[str, Arm] = {}
         batching = contextlib.nullcontext({})
         if peer is not None:

@@ -17,7 +17,8 @@ index that jaxlm.tools.build_index has made.
 Prompt and reply together stay within the context that the model was trained on: older exchanges are left out, and a
 note says so. --temperature=0 takes the likeliest token each time. The same --seed and messages give the same replies.
 Drafts: --draft=RUN lets a smaller model with the same tokenizer propose --draft_tokens tokens at a time, which the
-model judges in one pass; the replies stay the model's own (see launch.sample --help).
+model judges in one pass; the replies stay the model's own. --cache_dtype=int8 keeps keys and values in fewer bytes (of
+both see launch.sample --help).
 
 examples:
   python -m launch.chat --workdir=runs/sft
@@ -51,6 +52,7 @@ from jaxlm.sample.speculative import Draft
 from jaxlm.sample.transcript import Printer
 from jaxlm.tools import NAMES, Tool, by_name
 from launch import common
+from launch.cache_flags import CACHE_DTYPE
 from launch.draft_flags import DRAFT, DRAFT_TOKENS
 from launch.tool_flags import UNSAFE_PYTHON
 
@@ -225,7 +227,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         tools = by_name(TOOLS.value, INDEX.value, scratch, UNSAFE_PYTHON.value)
         use_compilation_cache()
-        run = load_run(WORKDIR.value, STEP.value)
+        run = load_run(WORKDIR.value, STEP.value).with_cache_dtype(CACHE_DTYPE.value)
         prompt_ids(Conversation((Message("user", ""),)), run.tokenizer)  # says so if it cannot render conversations
         if not is_chat(run.experiment):
             note(

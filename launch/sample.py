@@ -14,6 +14,10 @@ greedy text stays the same, a sampled one is another draw than without. How many
 on standard error. It can pay when the draft is several times smaller and mostly agrees: train it on the same text, or
 distill it from the model (distill_tiny).
 
+Memory: --cache_dtype=bfloat16 or int8 keeps keys and values of what was read and said in fewer bytes, for long texts or
+many samples. Probabilities are then slightly others (launch.bench --suite=decode says by how much). Unset, the
+model's definition decides.
+
 Looking: --show_probabilities=K draws the model's own distribution of the next token (temperature 1, nothing dropped).
 --show_tokens prints the prompt as the tokenizer cuts it, with ids; spaces show as a low bar, line ends as an arrow.
 --show_attention=FILE.png draws which token attends to which, a panel a layer, averaged over heads. With one of these,
@@ -26,10 +30,11 @@ examples:
   python -m launch.sample --workdir=runs/a1 --prompt='Return a new array' --show_tokens --show_attention=attention.png
   python -m launch.sample --workdir=runs/a1 --prompt='x = [' --json | python -m json.tool
   python -m launch.sample --workdir=runs/a1 --draft=runs/small --draft_tokens=4 --prompt='def main():' --temperature=0
+  python -m launch.sample --workdir=runs/a1 --prompt='class ' --num_samples=64 --cache_dtype=int8
 
-With --json, standard output is one object: prompt, prompt_ids, step, settings, samples [{text, ids, logprobs,
-finish_reason}], and tokens, next_token, draft where asked for. Log-probabilities are the model's at the temperature in
-use (1 when it is 0), before anything is dropped. Exit codes: 0 done; 2 bad input.
+With --json, standard output is one object: prompt, prompt_ids, step, settings, cache_dtype, samples [{text, ids,
+logprobs, finish_reason}], and tokens, next_token, draft where asked for. Log-probabilities are the model's at the
+temperature in use (1 when it is 0), before anything is dropped. Exit codes: 0 done; 2 bad input.
 """
 
 import dataclasses
@@ -43,12 +48,13 @@ from absl import flags
 
 from jaxlm import storage
 from jaxlm.config import UserError
-from jaxlm.nn.transformer import attention_weights
+from jaxlm.nn.transformer import attention_weights, cache_dtype
 from jaxlm.run.load import load_draft, load_run
 from jaxlm.run.train import use_compilation_cache
 from jaxlm.sample import show, speculative
 from jaxlm.sample.engine import Completion, Sampling, generate, next_token_distribution
 from launch import common
+from launch.cache_flags import CACHE_DTYPE
 from launch.draft_flags import DRAFT, DRAFT_TOKENS
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run that launch.train or launch.import_hf has written.")
@@ -116,7 +122,7 @@ def main() -> int:
     looks = SHOW_TOKENS.value or SHOW_PROBABILITIES.value is not None or SHOW_ATTENTION.value is not None
     count = NUM_SAMPLES.value if NUM_SAMPLES.value is not None else int(not looks)
     use_compilation_cache()
-    run = load_run(WORKDIR.value, STEP.value)
+    run = load_run(WORKDIR.value, STEP.value).with_cache_dtype(CACHE_DTYPE.value)
     draft = None if DRAFT.value is None or not count else load_draft(DRAFT.value, run, DRAFT_TOKENS.value)
     ids = run.encode(prompt)
     if not ids:
@@ -125,6 +131,7 @@ def main() -> int:
         )
     columns = shutil.get_terminal_size().columns
     out = {"prompt": prompt, "prompt_ids": ids, "step": run.step, "settings": dataclasses.asdict(sampling)}
+    out["cache_dtype"] = cache_dtype(run.model)
 
     if SHOW_TOKENS.value:
         cut = run.tokenizer.encode(prompt)

@@ -18,7 +18,7 @@ from flax.core import meta
 
 from jaxlm.nn.attention import MASKED
 from jaxlm.nn.block import Block
-from jaxlm.nn.cache import cache_specs, clear, init_cache, rewind, slot_bytes, with_cache_dtype
+from jaxlm.nn.cache import cache_dtype, cache_specs, clear, init_cache, rewind, slot_bytes, with_cache_dtype
 from jaxlm.nn.definition import ModelConfig, MoE, Precision, padded_vocab, validate
 from jaxlm.nn.flops import flops_per_token, parameter_count
 from jaxlm.nn.layers import (
@@ -38,8 +38,8 @@ from jaxlm.sharding import constrain
 
 __all__ = [
     "FanInInit", "GPT2Init", "LayerNorm", "LearnedPositions", "MoE", "ModelConfig", "Precision", "RMSNorm", "Rope",
-    "abstract", "apply", "attention_weights", "cache_specs", "clear", "flops_per_token", "init", "init_cache",
-    "padded_vocab", "parameter_count", "rewind", "slot_bytes", "specs", "unembed", "with_cache_dtype",
+    "abstract", "apply", "attention_weights", "cache_dtype", "cache_specs", "clear", "flops_per_token", "init",
+    "init_cache", "padded_vocab", "parameter_count", "rewind", "slot_bytes", "specs", "unembed", "with_cache_dtype",
 ]  # fmt: skip
 
 REMAT = {

@@ -35,6 +35,10 @@ class Run:
         """The definition of its data, with the tokenizer as it was saved: not trained again, whatever has changed."""
         return dataclasses.replace(self.experiment.data, tokenizer=Saved(str(storage.path(self.workdir) / "tokenizer")))
 
+    def with_cache_dtype(self, name: str | None) -> "Run":
+        """The run with keys and values kept in that dtype while decoding; None leaves its definition's."""
+        return dataclasses.replace(self, model=transformer.with_cache_dtype(self.model, name))
+
     def encode(self, text: str) -> list[int]:
         """Ids of a prompt as training saw the beginning of a document: after the start token, where there is one."""
         ids = self.tokenizer.encode(text)
@@ -103,11 +107,14 @@ def load_run(workdir, step: int | str | None = None) -> Run:
 
 
 def load_draft(workdir, target: Run, tokens: int) -> Draft:
-    """The model of a run as the draft of another, proposing so many tokens; `UserError` if their tokenizers differ."""
+    """The model of a run as the draft of another, proposing so many tokens; `UserError` if their tokenizers differ.
+
+    Where the target says how keys and values are kept, the draft's are kept so too.
+    """
     run = load_run(workdir)
     if run.tokenizer.hash != target.tokenizer.hash:
         raise UserError(
             f"the tokenizer of the draft {workdir} is not that of {target.workdir}: a draft must be trained with the "
             "same one (or distilled from the target)"
         )
-    return Draft(run.model, run.params, tokens)
+    return Draft(run.with_cache_dtype(target.model.precision.cache).model, run.params, tokens)

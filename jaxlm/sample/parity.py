@@ -16,8 +16,9 @@ import numpy as np
 
 from jaxlm.config import UserError
 from jaxlm.losses import lm
-from jaxlm.nn.transformer import ModelConfig, apply
-from jaxlm.sample.engine import MIN_PROMPT_BUCKET, Completion, bucket
+from jaxlm.nn.definition import CACHE_DTYPES
+from jaxlm.nn.transformer import ModelConfig, apply, with_cache_dtype
+from jaxlm.sample.engine import MIN_PROMPT_BUCKET, Completion, Sampling, bucket, generate
 
 CHUNK = 128  # positions of a row whose logits exist at once
 
@@ -113,3 +114,26 @@ def certificate(
     if len(each) > 1:
         result |= {f"temperature_{t:g}/{k}": v for t, g in each.items() for k, v in summary([g]).items()}
     return result
+
+
+def by_cache_dtype(
+    cfg: ModelConfig,
+    params,
+    tokenizer,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling | Sequence[Sampling],
+    names: Sequence[str] = CACHE_DTYPES,
+    slots: int | None = None,
+) -> dict[str, dict[str, float]]:
+    """What keeping keys and values in each of these dtypes costs in agreement: name -> `certificate` of a rollout.
+
+    The dtype is the sampler's alone: the trainer has no cache. Each rollout is scored on what it sampled itself.
+    """
+    each = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
+    temperatures = [s.temperature for s in each]
+
+    def certified(name: str) -> dict[str, float]:
+        completions = generate(with_cache_dtype(cfg, name), params, tokenizer, prompts, each, slots=slots)
+        return certificate(cfg, params, prompts, completions, temperatures)
+
+    return {name: certified(name) for name in names}

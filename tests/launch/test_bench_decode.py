@@ -1,5 +1,6 @@
 """The decoding benchmark: what it times is right, whoever is timed; the other side is the same model."""
 
+import dataclasses
 import importlib.util
 
 import pytest
@@ -7,7 +8,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from jaxlm.config import UserError
-from jaxlm.nn.transformer import ModelConfig
+from jaxlm.nn.transformer import ModelConfig, with_cache_dtype
 from launch import bench, bench_decode, bench_torch
 from launch.bench_decode import OURS, Load
 from tests import tiny_run
@@ -36,7 +37,8 @@ def test_our_side_alone(params, tmp_path):
     assert mine["tokens per second"] == pytest.approx(2 * 8 / mine["seconds"]["median"])
     weights = 64 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * CFG.hidden_width + 2 * 32) + 32
     assert r["toy, batch 2"]["each step reads"]["MB of weights"] == pytest.approx(4e-6 * weights)
-    assert r["toy, batch 2"]["each step reads"]["MB of cache"] == pytest.approx(4e-6 * 2 * 10 * 2 * 2 * 32)
+    token = 2 * 2 * 32 + 2 * 2  # keys and values of two layers, their position and segment
+    assert r["toy, batch 2"]["each step reads"]["MB of cache"] == pytest.approx(4e-6 * 2 * 10 * token)
     mixed = r["toy, mixed"]
     assert mixed["asked"]["requests"] == 5 and mixed["asked"]["slots"] == 2 and mixed["asked"]["longest"] <= 8
     assert mixed[OURS]["requests per second"] == pytest.approx(5 / mixed[OURS]["seconds"]["median"])
@@ -48,6 +50,18 @@ def test_our_side_alone(params, tmp_path):
     pytest.importorskip("matplotlib")
     bench_decode.plot(r, tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_cache_in_another_dtype_is_told_with_its_bytes_and_its_distance(params):
+    load = dataclasses.replace(LOAD, batches=(), requests=0)
+    cfg = with_cache_dtype(CFG, "int8")
+    r = bench_decode.suite({"toy": lambda: (cfg, params)}, load, "float32", None, lambda _: None)
+    told = r["toy, cache"]
+    assert told["dtype"] == "int8" and told["bytes a token"] == 2 * (2 * 2 * (16 + 4) + 8)
+    assert told["MB a slot"] == pytest.approx(1e-6 * 16 * told["bytes a token"])
+    gap = {k: float(v) for k, v in told["|logp - trainer's|, nats"].items()}
+    assert told["tokens compared"] == 8 * 8 and 1e-5 < gap["mean"] < gap["max"] < 0.2
+    assert "toy, cache\n  dtype" in bench.table(r)
 
 
 def test_batches_run_until_their_longest_and_give_each_its_own(params):

@@ -64,6 +64,19 @@ def test_one_message_a_line(call, hello):
     assert call("hi", workdir=hello, hide_thinking=True) == (0, "Ok\ufffd!\n", "")
 
 
+def test_the_cache_may_be_kept_in_fewer_bytes(call, hello, monkeypatch):
+    kept, reply = [], chat.reply
+
+    def watched(model, *args, **options):
+        kept.append(model.precision.cache)
+        return reply(model, *args, **options)
+
+    monkeypatch.setattr(chat, "reply", watched)
+    for name in ("int8", None):
+        assert call("hi", workdir=hello, cache_dtype=name) == (0, "[thinking] hm\nOk\ufffd!\n", "")
+    assert kept == ["int8", None]
+
+
 def test_a_draft_changes_no_reply(call, hello, tmp_path):
     assert call("hi", "and you?", workdir=hello, draft=hello) == (0, "[thinking] hm\nOk\ufffd!\n" * 2, "")
     wrong = run_folder(tmp_path / "wrong", say("<|im_sep|>", "<think>", "n", "o", "</think>", "O", "x"))

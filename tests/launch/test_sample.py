@@ -61,6 +61,22 @@ def test_json_holds_everything(call):
     assert a == b and len(a["ids"]) == len(a["logprobs"]) <= 8  # greedy
 
 
+def test_the_cache_may_be_kept_in_fewer_bytes(call, workdir):
+    """int8 is used, and costs little; a name that is none is told with those that are."""
+
+    def said(**options):
+        out = json.loads(call(prompt="def main", temperature=0.0, json=True, **options).out)
+        return out["cache_dtype"], np.asarray(out["samples"][0]["logprobs"])
+
+    (name, logprobs), (plain, want) = said(cache_dtype="int8"), said()
+    assert (name, plain) == ("int8", "float32") and said(cache_dtype="float32")[1].tolist() == want.tolist()
+    assert 1e-6 < np.abs(logprobs[:2] - want[:2]).max() < 0.1  # later tokens may be others
+    drafted = said(cache_dtype="int8", draft=str(workdir), draft_tokens=3)[1]
+    np.testing.assert_allclose(drafted[:2], logprobs[:2], atol=1e-2)
+    with pytest.raises(flags.IllegalFlagValueError, match=r"one of <float32\|bfloat16\|int8>"):
+        flags.FLAGS(["sample", "--cache_dtype=int4"])
+
+
 def test_a_draft_leaves_greedy_text_as_it_is(call, workdir, tmp_path):
     want = json.loads(call(prompt="def main", temperature=0.0, json=True).out)
     got = call(prompt="def main", temperature=0.0, json=True, draft=str(workdir), draft_tokens=3)
