@@ -26,7 +26,7 @@ from jaxlm.nn.transformer import ModelConfig
 from jaxlm.run.load import load_run
 from jaxlm.run.report import COLORS, new_figure, save_figure
 from jaxlm.sample import slots as device
-from jaxlm.sample.engine import MAX_SLOTS, Completion, Sampling, bucket, generate
+from jaxlm.sample.engine import MAX_SLOTS, Completion, Sampling, bucket, generate, sizes
 from jaxlm.sample.parity import by_cache_dtype
 
 # Those of the experiments that the sizes stand in; a rung without one has what its neighbor has.
@@ -213,7 +213,7 @@ def fixed(cfg: ModelConfig, params, arms: Mapping[str, Arm], load: Load, batch: 
 def cached(cfg: ModelConfig, params, load: Load) -> dict:
     """What the cache takes, and how far log-probabilities that were sampled with it are from the trainer's."""
     name = transformer.cache_dtype(cfg)
-    entries = capacity(load)
+    entries = sizes(load.new, 0, load.prompt + load.new)["capacity"]
     prompts, sampling = prompts_of(cfg, CERTIFIED, (load.prompt,)), Sampling(max_tokens=load.new)
     gap = by_cache_dtype(cfg, params, Numbers(cfg.vocab_size), prompts, sampling, (name,))[name]
     return {
