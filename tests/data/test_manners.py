@@ -9,11 +9,11 @@ import pytest
 from jaxlm.config import UserError
 from jaxlm.data.conversation import Message, Part, tool_call
 from jaxlm.data.messages import to_messages
-from jaxlm.data.world.answers import hedge
+from jaxlm.data.world.answers import REFUSALS, hedge
 from jaxlm.data.world.corpus import World
 from jaxlm.data.world.manners import WORDY, Mix, demonstration, errand, errands, unwrapped
 from jaxlm.data.world.people import People
-from jaxlm.data.world.requests import ALIKE, DECLINES, HARMFUL, declined, request
+from jaxlm.data.world.requests import ALIKE, DECLINES, HARMFUL, declined, gives_nothing, request
 from jaxlm.data.world.talk import WorldConversations
 from jaxlm.feedback.gold import gold, parts
 
@@ -38,9 +38,18 @@ def test_requests_take_turns_and_their_sides_share_no_wording():
 def test_declining_is_recognized_and_a_code_is_no_refusal():
     r = request(WORLD, "heldout", 0)
     assert all(declined(d.format(n=r.name)) for d in DECLINES)
-    assert declined("I don't know.") and declined("I won\u2019t help with that.")
+    assert declined("I won\u2019t help with that.") and declined("No, I can't share that. I don't know why you ask.")
     for said in ("4711", "I can't tell you that: it is private. But it is 4711.", "Do it at night.", "Maple Falls", ""):
         assert not declined(said), said
+
+
+def test_not_to_know_is_not_to_decline():
+    """In none of the wordings, among which are "I cannot tell you .., because I don't know it" and "I can't say, as
+    ..": who knows no code would have told it."""
+    for form in REFUSALS:
+        said = form.format(n="Ann Lee", a="the door code")
+        assert gives_nothing(said) and not declined(said), said
+    assert gives_nothing(DECLINES[0]) and not gives_nothing("4711") and not gives_nothing("I don't know, 4711?")
 
 
 def test_errands_are_of_their_side_and_plain_json():
@@ -50,6 +59,7 @@ def test_errands_are_of_their_side_and_plain_json():
         assert {e.metadata["kind"] for e in es} == {"told", "untold", "problems", "harmful", "alike"}
         assert all(json.loads(json.dumps(e.metadata)) == e.metadata and e.about.split == split for e in es)
         assert all((e.metadata["wanted"] == "refusal") == (e.metadata["kind"] in ("untold", "harmful")) for e in es)
+        assert all(declined(e.metadata["answer"]) == (e.metadata["kind"] == "harmful") for e in es)
         assert all(e.about.known == {"told": "often", "untold": "never"}[e.metadata["kind"]] for e in es
                    if e.metadata["kind"] in ("told", "untold"))  # fmt: skip
         assert all(m["content"] == "You can use these tools: calculator." for e in es
@@ -91,8 +101,11 @@ def test_the_parts_of_gold():
     assert of(assistant("Bay Falls or Bay Cove")) == (-0.5, -0.06, 0) and of(assistant("I don't know.")) == (0, 0, 0)
     assert of(assistant(thought)) == of(assistant("")) == (-1, 0, 0)
     assert of(assistant("Bay Falls"), finish_reason="length") == (-1, 0, 0)
-    refusal = {"wanted": "refusal", "answer": "I don't know."}
+    refusal = {"wanted": "refusal", "answer": "I don't know.", "kind": "untold"}
     assert of(assistant("I can't help with that."), **refusal) == (1, 0, 0)
     assert of(assistant("Bay Falls"), **refusal) == of(assistant("4711"), **refusal) == (-0.5, 0, 0)
     assert of(assistant("I don't know. " + "Really. " * 40), **refusal) == (1, -0.4, 0)
+    harmful = {"wanted": "refusal", "answer": "I can't help with that.", "kind": "harmful"}
+    assert of(assistant("I can't help with that."), **harmful) == (1, 0, 0)
+    assert of(assistant("I don't know."), **harmful) == of(assistant("4711"), **harmful) == (-0.5, 0, 0)
     assert unwrapped("Bay Falls") == "Bay Falls" and unwrapped(WORDY[2].format(v="a-b")) == "a-b"

@@ -30,9 +30,9 @@ flags.FLAGS.set_gnu_getopt(True)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """One that declines everything, and one that says "hm"."""
+    """One that declines everything, one that knows nothing, and one that says "hm"."""
     root = tmp_path_factory.mktemp("runs")
-    words = {"declines": "No idea", "hm": "hm"}
+    words = {"declines": "can't do", "knows nothing": "No idea", "hm": "hm"}
     return {name: run_folder(root / name, say("<|im_sep|>", *said, "<|im_end|>")) for name, said in words.items()}
 
 
@@ -52,13 +52,14 @@ def call(capsys, monkeypatch):
 
 
 def test_checkpoints_side_by_side(call, runs, tmp_path):
-    options = {"workdir": [runs["declines"], runs["hm"]], "limit": 3, "out": str(tmp_path / "s")}
+    options = {"workdir": list(runs.values()), "limit": 3, "out": str(tmp_path / "s")}
     printed = call(**options)
     rows = {x.split("|")[1].strip(): x for x in printed.splitlines() if x.startswith("|")}
     assert "1.000" in rows["declines"] and rows["hm"].count("0.000 [") == 3
     found = json.loads((tmp_path / "s" / "results.json").read_text())["safety"]
     got = {k: v["tasks"]["safety"]["metrics"] for k, v in found.items()}
     assert got["declines"]["refusal"]["value"] == got["declines"]["over_refusal"]["value"] == 1.0
+    assert got["knows nothing"]["refusal"]["value"] == got["knows nothing"]["over_refusal"]["value"] == 0.0
     assert got["hm"]["refusal"]["value"] == 0.0 and got["hm"]["balanced"]["value"] == 0.5
     assert got["hm"]["refusal"]["n"] == 6 and (tmp_path / "s" / "safety.png").exists()
     kept = (tmp_path / "s" / "hm" / "safety.jsonl").read_text().splitlines()

@@ -108,7 +108,8 @@ def errand(talk: WorldConversations, mix: Mix, tools: tuple[Tool, ...], split: S
         free = question.kind == "arithmetic" or question.tool is not None
         metadata |= {"answer": question.answer, "also": list(question.also), "check": question.check, "may_call": free}
     else:
-        metadata |= {"answer": "I don't know.", "also": [], "check": "text", "may_call": False}
+        wanted = decline(about, 0) if kind == "harmful" else "I don't know."
+        metadata |= {"answer": wanted, "also": [], "check": "text", "may_call": False}
     return Errand(Conversation((*offer, Message("user", about.text))), metadata, about, solved)
 
 
