@@ -4,7 +4,6 @@ Everything is plain JSON. A course's figures are means of `window` records, so t
 """
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -17,10 +16,8 @@ from jaxlm.feedback.overoptimization import Fit, best_of_n, best_of_n_curve, fit
 from jaxlm.run import statistics
 from launch import lab_arm
 
-# A record is one update's samples, which say little of gold: its trend is looked for in twice as many as usual.
-GOLD_FALLS = functools.partial(alarms.gold_falls, window=20)
 OTHERS = tuple(c for c in alarms.CHECKS if c is not alarms.gold_falls)
-STOPS = {"all alarms": (GOLD_FALLS, *OTHERS), "gold alone": (GOLD_FALLS,), "without gold": OTHERS}
+STOPS = {"all alarms": alarms.CHECKS, "gold alone": (alarms.gold_falls,), "without gold": OTHERS}
 KEPT = 0.9  # share of the highest gold that a remedy should keep
 NAMES = ("proxy", "gold", "verifier")
 

@@ -22,6 +22,7 @@ from scipy.special import ndtri, stdtr
 from jaxlm.config import UserError
 
 WINDOW = 10  # records
+GOLD_WINDOW = 20  # a record is one step's samples, which say little of gold: with 10 a slow fall is missed
 CONFIDENCE = 0.999  # of each window: over 60 records of pure noise some 3% of runs raise an alarm
 _FLAT = 1e-9  # a slope over the window that is smaller than this share of the values is rounding
 
@@ -70,7 +71,7 @@ def gold_falls(
     records: Sequence[dict],
     proxy: str = "proxy",
     gold: str = "gold",
-    window: int = WINDOW,
+    window: int = GOLD_WINDOW,
     confidence: float = CONFIDENCE,
     after: int = -1,
 ) -> Alarm | None:

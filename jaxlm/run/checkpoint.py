@@ -324,6 +324,10 @@ class Checkpoints:
         self._verified.add(found)
         return found if found >= 0 else None
 
+    def newest_until(self, step: int) -> int | None:
+        """The newest step up to this one that is still kept."""
+        return max((s for s in steps(self.directory) if s <= step), default=None)
+
     def restore(self, abstract_state, step: int | None = None):
         """(state, metadata) of `step`, by default the newest that verifies, with the shardings of `abstract_state`.
 

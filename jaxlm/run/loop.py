@@ -131,6 +131,16 @@ class Recorder:
         self.sinks[0](step, self.clock.take())
 
 
+def _name_the_one_before(checkpoints: Checkpoints, step: int, back: int) -> None:
+    """Of a run that ended early: the newest checkpoint, which is what the next reads, is of after the fall."""
+    found = checkpoints.newest_until(back)
+    what = f"the newest checkpoint up to there is {found}; programs that read this run take it by --step={found}"
+    if found is None:
+        what = "no checkpoint up to there is kept; a larger checkpoint.keep_latest keeps more of them"
+    if jax.process_index() == 0:
+        logging.warning("ended at step %d, to go back to step %d: %s", step, back, what)
+
+
 def run(
     state,
     step: Callable,
@@ -143,21 +153,23 @@ def run(
     evaluate_every: int,
     checkpoints: Checkpoints,
     metadata: dict,
-    ended: Callable[[], bool] | None = None,
+    ended: Callable[[], int | None] | None = None,
 ) -> tuple[object, int]:
     """Steps from `recorder.first` to `steps`, logging, evaluating and saving on the way.
 
     step: (state, batch) -> (state, {name: scalar array}), asynchronous. batch: global step -> batch.
     evaluate: (step, state) -> the metric by which the best checkpoint is kept, lower is better; it logs for itself.
-    ended: whether what was logged says that the run is to end here; it is then done, and a resumed one takes no step.
+    ended: the step to go back to, where what was logged says that the run is to end here, or None. It is then done, a
+    resumed one takes no step, and the newest checkpoint up to there is named.
     Returns (state, exit code): done, or preempted and saved. Raises `Diverged`.
     """
     n, clock = recorder.first, recorder.clock
     pending = None  # metrics of the step before: read only once the next one is on its way
     stop, last = False, True
+    back = (lambda: None) if ended is None else ended
 
     with stop_requests() as stopping, clock.phase("step"):
-        while n < steps and not (ended is not None and ended()):
+        while n < steps and back() is None:
             with clock.phase("data"):
                 rows = batch(n)
             with clock.phase("compile" if n == recorder.first else "step"):
@@ -172,7 +184,7 @@ def run(
             if ended is not None and pending is not None:
                 recorder(*pending)
                 pending = None
-            last = n == steps or (ended is not None and ended())
+            last = n == steps or back() is not None
             stop = stopping(n)
             due = n % evaluate_every == 0 or last
             if due or stop or n % checkpoints.cfg.every == 0:
@@ -189,4 +201,6 @@ def run(
             checkpoints.wait()
         if n > recorder.first:
             recorder.close(n)
+    if back() is not None:
+        _name_the_one_before(checkpoints, n, back())
     return state, EXIT_PREEMPTED if stop and not last else EXIT_DONE

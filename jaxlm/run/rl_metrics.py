@@ -200,6 +200,7 @@ class Alarms:
         self._every, self._progress, self._stops = every, progress, p.stop_at_alarm
         self._records = [r for r in before if r["step"] % every == 0]
         self._told: set[str] = set()
+        self._back: int | None = None
         self._look(-1)
 
     def __call__(self, step: int, values: dict[str, float]) -> None:
@@ -211,12 +212,13 @@ class Alarms:
         for alarm in alarms.alarms(self._records, [functools.partial(c, after=after) for c in self._checks]):
             if alarm.what not in self._told:
                 self._told.add(alarm.what)
+                self._back = alarm.since if self._back is None else self._back
                 ends = f"; the run ends at step {alarm.seen} (objective.stop_at_alarm)" if self._stops else ""
                 self._progress.say(f"ALARM: {alarm.what} since step {alarm.since}: {alarm.why}{ends}")
 
-    def ended(self) -> bool:
-        """Whether the run is to end here."""
-        return self._stops and bool(self._told)
+    def ended(self) -> int | None:
+        """Where the run is to end here: the step to go back to, since which the first alarm has it. Else None."""
+        return self._back if self._stops else None
 
 
 def records_until(workdir, step: int) -> list[dict]:

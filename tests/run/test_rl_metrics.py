@@ -11,7 +11,7 @@ from jaxlm.data.prompts import Addition, PromptFile, Prompts, heldout
 from jaxlm.data.tokenizer import Bytes
 from jaxlm.feedback.parts import Correct, Function, names
 from jaxlm.nn.transformer import ModelConfig
-from jaxlm.run import checkpoint, exits, rl, rl_evals, rl_metrics
+from jaxlm.run import checkpoint, exits, loop, rl, rl_evals, rl_metrics
 from jaxlm.run.checkpoint import Checkpointing
 from jaxlm.run.experiment import Evaluation, Experiment
 from jaxlm.run.log import MetricsLog, Progress, read_metrics
@@ -33,15 +33,15 @@ def experiment():
             GRPO, reward=(RISES, FALLS), gold="function_1", samples=2, max_tokens=2, reference=False,
             heldout_prompts=2, heldout_samples=2, slots=4, preflight="off",
         ),
-        train=Train(steps=14, batch_size=4, log_every=1),
+        train=Train(steps=24, batch_size=4, log_every=1),
         evaluation=Evaluation(every=50),
-        checkpoint=Checkpointing(every=4),
+        checkpoint=Checkpointing(every=2, keep_latest=20),
         mesh=MeshConfig(fsdp=1),
     )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------ alarms
-def prepared(steps=range(1, 15), **columns):
+def prepared(steps=range(1, 25), **columns):
     """Records of a run in which nothing changes but what is given as a function of the step."""
     quiet = {"length/mean": 9.0, "repetition": 0.0, "entropy": 1.0, "right": 0.5, "reward": 0.5}
     found = [quiet | {k: f(n) for k, f in columns.items()} for n in steps]
@@ -62,7 +62,7 @@ def test_gold_is_what_the_definition_names(experiment):
     lines, ended = said(p, hacked)
     (line,) = lines  # once
     assert line.startswith("ALARM: gold falls since step 2: train/reward/function_1 falls by 1 a record")
-    assert not ended and "ends" not in line
+    assert ended is None and "ends" not in line
     assert said(dataclasses.replace(p, gold=None), hacked)[0] == []  # the verdict, which holds
     (line,) = said(dataclasses.replace(p, gold=None), prepared(reward=lambda n: 1.0 * n, right=lambda n: -1.0 * n))[0]
     assert "train/right falls" in line
@@ -87,26 +87,45 @@ def test_a_restarted_run_raises_what_the_uninterrupted_one_does(experiment):
     p = dataclasses.replace(experiment.objective, stop_at_alarm=True)
     whole = prepared(range(2, 42, 2), **{"reward": lambda n: 1.0 * n, "reward/function_1": lambda n: -1.0 * n})
     lines, ended = said(p, whole, every=2)
-    assert ended and lines[0].endswith("; the run ends at step 20 (objective.stop_at_alarm)")
+    assert ended == 4 and lines[0].endswith("; the run ends at step 40 (objective.stop_at_alarm)")
     extra = {"step": 9, "train/reward": -50.0, "train/reward/function_1": 50.0}
     assert said(p, [extra, *whole[4:]], every=2, before=whole[:4])[0] == lines
-    assert said(p, [], every=2, before=whole) == (lines, True)
+    assert said(p, [], every=2, before=whole) == (lines, 4)
 
 
-def test_an_alarm_ends_the_run_where_that_is_wanted(experiment, tmp_path, capsys):
+def test_a_run_goes_back_to_where_the_first_alarm_has_it(experiment):
+    """The one that is known first, not the one that began first, nor the last."""
+    p = dataclasses.replace(experiment.objective, stop_at_alarm=True)
+    courses = {"reward": lambda n: 1.0 * n, "reward/function_1": lambda n: -abs(n - 30.0)}
+    lines, ended = said(p, prepared(range(2, 62, 2), entropy=lambda n: 1.0 if n <= 20 else 0.01, **courses), every=2)
+    assert [line.split(":")[1].split(" since step ") for line in lines] == [
+        [" entropy collapse", "20"],
+        [" gold falls", "30"],
+    ]
+    assert ended == 20
+
+
+def test_an_alarm_ends_the_run_where_that_is_wanted(experiment, tmp_path, capsys, caplog):
     e = config.override(experiment, {"objective.stop_at_alarm": True})
     assert rl.run(e, tmp_path / "run", e) == exits.EXIT_DONE
     alarm = [line for line in capsys.readouterr().err.splitlines() if "ALARM" in line]
-    assert len(alarm) == 1 and alarm[0].endswith("the run ends at step 10 (objective.stop_at_alarm)")
+    assert len(alarm) == 1 and alarm[0].endswith("the run ends at step 20 (objective.stop_at_alarm)")
     last = read_metrics(tmp_path / "run")[-1]
-    assert last["step"] == checkpoint.newest(tmp_path / "run") == 10 and "eval/score" in last
+    assert last["step"] == checkpoint.newest(tmp_path / "run") == 20 and "eval/score" in last
 
+    told = "ended at step 20, to go back to step 2: the newest checkpoint up to there is 2;"
+    assert caplog.messages[-1].startswith(told) and 2 in checkpoint.steps_saved(tmp_path / "run")
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    caplog.clear()
     assert rl.run(e, tmp_path / "run", e) == exits.EXIT_DONE  # it has ended, and stays so
-    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
-    on = config.override(e, {"objective.stop_at_alarm": False, "train.steps": 11})
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before and caplog.messages[-1].startswith(told)
+    on = config.override(e, {"objective.stop_at_alarm": False, "train.steps": 21})
     assert rl.run(on, tmp_path / "run", e) == exits.EXIT_DONE
-    assert checkpoint.newest(tmp_path / "run") == 11
+    assert checkpoint.newest(tmp_path / "run") == 21
+    with checkpoint.Checkpoints(tmp_path / "run", e.checkpoint) as kept:
+        assert [kept.newest_until(n) for n in (1, 2, 3, 20, 99)] == [None, 2, 2, 20, 21]
+        loop._name_the_one_before(kept, 20, 1)
+    assert caplog.messages[-1].startswith("ended at step 20, to go back to step 1: no checkpoint up to there is kept;")
 
 
 # --------------------------------------------------------------------------------------------------- self-correction
