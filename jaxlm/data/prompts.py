@@ -9,6 +9,7 @@ A task is a config node with functions of its module:
 
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 
@@ -34,6 +35,7 @@ from jaxlm.feedback.scoring import Reward, each
 Task = Walks | Addition | Chains | WorldTask | PromptFile
 MODULES = {Walks: walks, Addition: addition, Chains: chains, WorldTask: world, PromptFile: file}
 VERSION = 2  # of what the tasks give
+LOOKED_AT = 10  # held-out places for each prompt that is wanted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,11 +65,19 @@ def at(cfg: Prompts, split: Split, seed: int, place: int) -> Prompt:
 
 
 def heldout(cfg: Prompts, count: int) -> list[Prompt]:
-    """The first held-out prompts in their own order: at most `count`, and each once."""
+    """The first held-out prompts in their own order: at most `count`, and each once.
+
+    A task without an end draws its prompts, some of them again: what was asked before is passed over, and a small space
+    that gives no others has fewer.
+    """
     task = MODULES[type(cfg.task)]
     there = task.size(cfg.task, "heldout")
-    count = count if there is None else min(count, there)
-    return [_offered(cfg, task.prompt(cfg.task, "heldout", i, cfg.tools)) for i in range(count)]
+    places = range(LOOKED_AT * count if there is None else min(count, there))
+    drawn = (task.prompt(cfg.task, "heldout", i, cfg.tools) for i in places)
+    if there is None:
+        seen: set[str | Conversation] = set()
+        drawn = (p for p in drawn if not (p.asked in seen or seen.add(p.asked)))
+    return [_offered(cfg, p) for p in itertools.islice(drawn, count)]
 
 
 def _offered(cfg: Prompts, prompt: Prompt) -> Prompt:

@@ -14,6 +14,7 @@ from jaxlm.data.conversation import Message
 from jaxlm.data.prompts import Addition, Chains, PromptFile, Prompts, Walks, WorldTask
 from jaxlm.data.tasks import addition, chains, walks
 from jaxlm.data.tokenizer import BytesTokenizer
+from jaxlm.data.world.corpus import World
 from jaxlm.feedback.scoring import scores
 from jaxlm.sample.chat import Reply
 from jaxlm.sample.engine import Completion
@@ -105,6 +106,21 @@ def test_sides_of_addition_share_no_problem():
     assert score(Prompts(task=cfg), p, p.metadata["answer"]) == 1.0
     assert score(Prompts(task=cfg), p, p.metadata["answer"], "length") == 0.0  # it did not stop
     assert score(Prompts(task=cfg), p, p.metadata["answer"] + "1") == 0.0
+
+
+SPELL = WorldTask(world=World(tasks=("spell",)))
+
+
+@pytest.mark.parametrize(
+    "task", [Addition(), Addition(digits=1), Chains(given=2), SPELL], ids=["two", "one", "chains", "world"]
+)
+def test_heldout_prompts_are_asked_once_in_the_order_in_which_they_first_come(task):
+    cfg, module = Prompts(task=task), prompts.MODULES[type(task)]
+    drawn = [module.prompt(task, "heldout", i, ()).asked for i in range(600)]
+    found = [p.asked for p in prompts.heldout(cfg, 60)]
+    every = list(dict.fromkeys(drawn))
+    assert len(set(drawn[:60])) < 60 and found == every[:60]  # some are drawn twice, and what is small has fewer
+    assert prompts.heldout(cfg, 5) == prompts.heldout(cfg, 60)[:5]
 
 
 # ---------------------------------------------------------------------------------------------------------- chains
