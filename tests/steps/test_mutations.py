@@ -1,4 +1,4 @@
-"""The wrongs that a step of reinforcement learning can have, put into it one by one: the check beside each notices."""
+"""The wrongs that a step of training can have, put into it one by one: the check beside each notices."""
 
 import dataclasses
 import types
@@ -12,6 +12,7 @@ from jaxlm import sharding
 from jaxlm.data.conversation import Conversation, Message
 from jaxlm.data.prompts import Prompt
 from jaxlm.data.tokenizer import BytesTokenizer
+from jaxlm.data.trajectory import Trajectory
 from jaxlm.losses import lm
 from jaxlm.nn import transformer
 from jaxlm.nn.transformer import ModelConfig
@@ -20,12 +21,16 @@ from jaxlm.sample import engine, requests, slots
 from jaxlm.sample import logits as sampling
 from jaxlm.sample.chat import Reply
 from jaxlm.sample.engine import Completion
-from jaxlm.steps import learn, policy, rollout, update
+from jaxlm.steps import learn, policy, preference, pretrain, reward, rollout, update
 from jaxlm.steps.policy import GRPO
+from jaxlm.steps.preference import Preference
+from jaxlm.steps.pretrain import NextToken
+from jaxlm.steps.reward import RewardModel
 from jaxlm.steps.rollout import Sample, Sampler
 from jaxlm.steps.update import Train
 from tests.rl.mutate import Mutation, assert_caught, assert_harmless
 from tests.sample.scripted import AUTOMATON, automaton, symbol
+from tests.steps import offline
 from tests.tiny_run import random_params
 
 TOKENIZER = BytesTokenizer()
@@ -195,6 +200,75 @@ def the_reference_stays_where_it_was():
     near(credited.kl_N, [kl_of_the_sample()] * 2)
 
 
+PLAIN = dataclasses.replace(MODEL, dropout=0.0)
+
+
+def with_head(name: str) -> dict:
+    kernel = jnp.linspace(-1, 1, MODEL.width)
+    return PARAMS | {"heads": {name: {"kernel": kernel, "bias": jnp.float32(0.1)}}}
+
+
+def assert_no_dropout(outcome):
+    """outcome: (model) -> arrays of a function that scores; the model's dropout is to make no difference."""
+    got, want = (jax.jit(lambda model=model: outcome(model))() for model in (MODEL, PLAIN))
+    jax.tree.map(near, got, want)
+    assert max(np.abs(x).max() for x in jax.tree.leaves(want)) > 0.1
+
+
+def a_reward_knows_no_dropout():
+    rows, params = offline.batch(), with_head("reward")
+
+    def outcome(model):
+        sums = reward.evaluation_sums(RewardModel(), model, params, rows)
+        return reward.scores(model, params, rows), sums["loss"]
+
+    assert_no_dropout(outcome)
+
+
+def a_critic_knows_no_dropout():
+    rows, params = offline.batch(), with_head("value")
+    assert_no_dropout(lambda model: policy.values(model, params, rows))
+
+
+def preferences_are_measured_without_dropout():
+    """Of the policy and of its reference, which are the same here: no answer has gained on another."""
+    rows = offline.batch()
+    rows = rows.replace(rank=np.broadcast_to(np.arange(offline.S, dtype=np.int32), rows.rank.shape))  # no ties
+
+    def outcome(model):
+        sums = preference.evaluation_sums(Preference(), model, None, (model, PARAMS), PARAMS, rows)
+        return preference.response_logprobs(model, PARAMS, rows, None), sums["loss"] / sums["weight"]
+
+    assert_no_dropout(outcome)
+    loss = preference.make_loss(Preference(), PLAIN, Train(), (MODEL, PARAMS))
+    ((_, total, weight),) = jax.jit(lambda: loss(PARAMS, rows, jax.random.key(1))[0])().values()
+    near(total / weight, np.log(2))  # where the policy is trained, with a key, its reference has none
+
+
+def fine_tuning_counts_what_is_to_be_trained_on():
+    """Two conversations in a row, each scored as if it were alone: the mean over the tokens under the loss mask."""
+    rng = np.random.default_rng(0)
+    tokens, lengths = rng.integers(0, 50, (1, 12)).astype(np.int32), (5, 7)
+    row = {"positions": np.concatenate([np.arange(n) for n in lengths])[None].astype(np.int32),
+           "segments": np.repeat([1, 2], lengths)[None].astype(np.int32),
+           "loss_mask": np.array([[0, 0, 1, 0, 1, 0, 0, 0, 1, 1, 0, 1]], bool)}  # fmt: skip
+    batch = Trajectory(tokens=tokens, **row)
+
+    def outcome(params):
+        terms, _ = pretrain.make_loss(NextToken(), MODEL, Train(loss_chunk=None))(params, batch, None)
+        alone = [tokens[:, :5], tokens[:, 5:]]
+        each = [(np.arange(t.shape[1])[None], np.ones(t.shape, np.int32)) for t in alone]
+        hidden = [transformer.apply(PLAIN, params, t, *about)[0] for t, about in zip(alone, each)]
+        return terms, [jax.nn.log_softmax(transformer.unembed(PLAIN, params, h)[0]) for h in hidden]
+
+    terms, tables = jax.jit(outcome)(PARAMS)
+    ((_, total, weight),), want, at = terms.values(), [], 0
+    for table, n in zip(tables, lengths):
+        want += [-table[t - 1, tokens[0, at + t]] for t in range(1, n) if row["loss_mask"][0, at + t]]
+        at += n
+    near(total / weight, np.mean(want))
+
+
 def microbatches_are_divided_by_the_weight_of_all():
     batch = {"x": jnp.asarray([1.0, 3.0, 3.0, 3.0]), "mask": jnp.asarray([True, True, False, True])}
 
@@ -262,6 +336,27 @@ MUTATIONS = (
         "shift off by one", policy, "hidden, tail(batch.tokens), chunk", "hidden, batch.tokens[:, :-1], chunk",
         scores_are_those_of_the_next_token_at_its_temperature,
     ),
+    Mutation("dropout on in a reward model's scores", reward, "segments, key)\n    return masked.at_last",
+             'segments, __import__("jax").random.key(0))\n    return masked.at_last', a_reward_knows_no_dropout),
+    Mutation("dropout on where a reward model is evaluated", reward, "scores(model, params, batch), batch)",
+             'scores(model, params, batch, __import__("jax").random.key(0)), batch)', a_reward_knows_no_dropout),
+    Mutation("dropout on in the critic's values", policy,
+             "batch.positions[:, :-1], batch.segments[:, :-1])\n\n\ndef make_loss",
+             "batch.positions[:, :-1], batch.segments[:, :-1],\n        jax.random.key(0))\n\n\ndef make_loss",
+             a_critic_knows_no_dropout),
+    Mutation("dropout on in the reference of preferences", preference, "response_logprobs(*reference, batch, chunk)",
+             "response_logprobs(*reference, batch, chunk, jax.random.key(0))",
+             preferences_are_measured_without_dropout),
+    Mutation("dropout on where preferences are measured", preference,
+             "response_logprobs(model, params, batch, chunk, key)",
+             "response_logprobs(model, params, batch, chunk, jax.random.key(0) if key is None else key)",
+             preferences_are_measured_without_dropout),
+    Mutation("fine-tuning on every token", pretrain, "batch.loss_mask[:, 1:], *marked",
+             "batch.segments[:, 1:] > 0, *marked", fine_tuning_counts_what_is_to_be_trained_on),
+    Mutation("shift off by one in fine-tuning's mask", pretrain, "batch.loss_mask[:, 1:], *marked",
+             "batch.loss_mask[:, :-1], *marked", fine_tuning_counts_what_is_to_be_trained_on),
+    Mutation("conversations of a row see each other", pretrain, "batch.segments[:, :-1], key=key",
+             "jnp.minimum(batch.segments[:, :-1], 1), key=key", fine_tuning_counts_what_is_to_be_trained_on),
     Mutation(
         "dropout on in scoring", policy, "batch.segments[:, :-1]\n    )\n    logprobs",
         "batch.segments[:, :-1], key=jax.random.key(0)\n    )\n    logprobs",
