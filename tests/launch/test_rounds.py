@@ -1,4 +1,4 @@
-"""launch.rounds in seconds: every stage, stopped at each of their boundaries and resumed; its files, its mistakes."""
+"""launch.rounds in seconds: two rounds, stopped at each boundary of their stages and resumed; files, mistakes."""
 
 import dataclasses
 import json
@@ -18,6 +18,7 @@ from jaxlm.data.world.corpus import World
 from jaxlm.data.world.people import People
 from jaxlm.data.world.talk import WorldConversations
 from jaxlm.feedback import parts, preferences
+from jaxlm.feedback.records import Response
 from jaxlm.feedback.store import Store
 from jaxlm.run import exits, stages
 from jaxlm.sample import engine
@@ -35,7 +36,8 @@ SETS = ["demonstrations=60", "prompts=16", "responses=4", "pool=40", "heldout=8"
         "reward.data.valid_fraction=0.3", "ppo.data.context=320", "ppo.train.steps=2", "ppo.train.batch_size=8",
         "ppo.evaluation.every=2", "ppo.checkpoint.every=2", "ppo.objective.heldout_prompts=2",
         "ppo.objective.minibatches=1", "ppo.objective.preflight=off"]  # fmt: skip
-STAGES = ("demonstrate", "sft", "baseline", "collect_1", "reward_1", "ppo_1", "evaluate_1", "report_1")
+ROUND = ("collect", "reward", "ppo", "evaluate", "report")
+STAGES = ("demonstrate", "sft", "baseline", *(f"{stage}_{k}" for k in (1, 2) for stage in ROUND))
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,8 @@ def parent(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def done(parent, tmp_path_factory):
-    """(workdir, records) of a run without a stop, and of one that was stopped before every stage."""
+    """(workdir, records) of two rounds without a stop, and of one that was asked for another, both stopped before every
+    stage."""
     root = tmp_path_factory.mktemp("rounds")
     sets = [*SETS, f"sft.data.cache={root / 'cache'}", f"reward.data.cache={root / 'cache'}"]
     with pytest.MonkeyPatch.context() as m:
@@ -60,13 +63,14 @@ def done(parent, tmp_path_factory):
         for name, size in {"MIN_PROMPT_BUCKET": 256, "MIN_TOKENS_BUCKET": 64, "MIN_CAPACITY": 512}.items():
             m.setattr(engine, name, size)
         m.setattr(rounds, "use_compilation_cache", lambda: None)
-        whole = root / "whole", rounds.run(root / "whole", parent, "smoke", 1, sets)
+        whole = root / "whole", rounds.run(root / "whole", parent, "smoke", 2, sets)
         stopped, ran = root / "stopped", []
         m.setattr(stages, "run", stops_after_one(stages.run, ran))
-        for _ in STAGES[:-1]:
-            with pytest.raises(exits.Stopped):
-                rounds.run(stopped, parent, "smoke", 1, sets)
-        records = rounds.run(stopped, parent, "smoke", 1, sets)
+        for count, mine in ((1, STAGES[: -len(ROUND)]), (2, ROUND)):
+            for _ in mine[:-1]:
+                with pytest.raises(exits.Stopped):
+                    rounds.run(stopped, parent, "smoke", count, sets)
+            records = rounds.run(stopped, parent, "smoke", count, sets)
     return whole, (stopped, records, ran), sets
 
 
@@ -101,20 +105,21 @@ def test_stopped_at_every_boundary_it_comes_out_the_same(done):
     assert a == b
     for name in ("demonstrations.jsonl", "prompts.jsonl", "heldout.jsonl", "table.md"):
         assert (whole / name).read_text() == (stopped / name).read_text(), name
-    files = [[json.loads(line)["id"] for line in (w / "round_1" / "feedback.jsonl").read_text().splitlines()
-              if '"kind":"prompt"' in line] for w in (whole, stopped)]  # fmt: skip
-    assert files[0] == files[1] and files[0]
+    for k in ("round_1", "round_2"):
+        files = [[json.loads(line)["id"] for line in (w / k / "feedback.jsonl").read_text().splitlines()
+                  if '"kind":"prompt"' in line] for w in (whole, stopped)]  # fmt: skip
+        assert files[0] == files[1] and files[0]
 
 
 def test_the_same_command_does_nothing_again(done, parent, capsys, monkeypatch):
     (whole, records), _, sets = done
     monkeypatch.setattr(rounds_stages, "training", None)
     monkeypatch.setattr(rounds_stages.rounds, "respond", None)
-    assert rounds.run(whole, parent, "smoke", 1, sets) == records
+    assert rounds.run(whole, parent, "smoke", 2, sets) == records
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(STAGES) and all("skipped" in line for line in lines)
     with pytest.raises(UserError, match=r"holds another experiment: .*max_tokens"):
-        rounds.run(whole, parent, "smoke", 1, [*sets, "max_tokens=17"])
+        rounds.run(whole, parent, "smoke", 2, [*sets, "max_tokens=17"])
 
 
 def test_a_round_leaves_what_a_reader_needs(done):
@@ -132,13 +137,52 @@ def test_a_round_leaves_what_a_reader_needs(done):
         assert (whole / name).exists(), name
     page = (whole / "report" / "round_1.html").read_text()
     assert "Transcripts" in page and "best of n" in page and page.count("data:image/png") >= 2
-    assert (whole / "table.md").read_text().count("\n") == 3
+    assert (whole / "table.md").read_text().count("\n") == 4  # a line each round, under two of the head
     told = records["reward_1"]["result"]
     assert {"eval/all/accuracy", "eval/all/calibration_error"} <= told["last"].keys() and told["scale"]["responses"] > 0
-    with Store(whole / "feedback.db") as store:
-        assert len(preferences.from_store(store)) == records["collect_1"]["result"]["rankings"] <= 16
     metrics = (whole / "round_1" / "ppo" / "metrics.jsonl").read_text()
     assert "train/reward/learned" in metrics and "train/reward/function" in metrics  # gold is logged, with weight 0
+
+
+def test_a_later_round_samples_from_the_policy_before_and_learns_from_all_rankings(done):
+    (whole, records), *_ = done
+    collected = [records[f"collect_{k}"]["result"] for k in (1, 2)]
+    with Store(whole / "feedback.db") as store:
+        responses, ranked = dict(store.records(Response)), preferences.from_store(store)
+    mine = [[responses[i] for i in c["responses"]] for c in collected]
+    assert [{r.policy.name for r in rs} for rs in mine] == [{f"{whole}/sft@2"}, {f"{whole}/round_1/ppo@2"}]
+    asked = [{r.prompt for r in rs} for rs in mine]
+    assert [len(a) for a in asked] == [16, 16] and not asked[0] & asked[1]
+    first, second = (
+        {preferences.prompt_hash(p.prompt) for p in preferences.load(whole / f"round_{k}" / "feedback.jsonl")}
+        for k in (1, 2)
+    )
+    assert 0 < len(first) == collected[0]["rankings"] < len(second) == collected[1]["rankings"] == len(ranked)
+    assert first < second
+    about = [storage.read_json(whole / f"round_{k}" / "reward" / "lineage.json") for k in (1, 2)]
+    assert about[0]["hashes"]["corpus"] != about[1]["hashes"]["corpus"] and about[0]["parent"] == about[1]["parent"]
+    # On one scale: over responses of round 0 to the prompts that neither has fitted.
+    scales = [records[f"reward_{k}"]["result"]["scale"] for k in (1, 2)]
+    assert scales[0]["responses"] == scales[1]["responses"] and scales[0]["gain"] != scales[1]["gain"]
+    ppo = storage.read_json(whole / "round_2" / "ppo" / "lineage.json")
+    assert ppo["parent"]["checkpoint"] == records["ppo_1"]["identity"]
+    assert ppo["critic"]["checkpoint"] == records["reward_2"]["identity"][0]
+    assert list(ppo["rewards"]) == [f"{whole}/round_2/reward"]
+
+
+def test_a_later_round_is_measured_against_all_policies_so_far(done):
+    (whole, records), *_ = done
+    one, two = (records[f"evaluate_{k}"]["result"] for k in (1, 2))
+    assert one["gold"]["sft"] == two["gold"]["sft"]  # the same responses of round 0
+    assert {s["name"] for s in two["elo"]["standings"]} == {"sft", "round 1", "round 2"} and len(
+        two["elo"]["groups"]
+    ) == 1
+    assert (one["elo"]["games"], two["elo"]["games"]) == (8, 3 * 8)  # each pair of players at each prompt
+    assert two["kl"]["value"] != one["kl"]["value"]
+    assert (whole / "report" / "elo_2.png").exists() and "Round 2" in (whole / "report" / "round_2.html").read_text()
+    results = storage.read_json(whole / "results.json")
+    assert list(results["rounds"]) == list(results["rewards"]) == ["1", "2"]
+    assert [line[:4] for line in (whole / "table.md").read_text().splitlines()[2:]] == ["| 1 ", "| 2 "]
 
 
 def test_each_round_reads_what_it_should():
