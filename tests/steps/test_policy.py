@@ -378,45 +378,52 @@ def test_fewer_sequences_than_minibatches_leave_no_empty_update():
 
 
 # ------------------------------------------------------------------------------------------------------- the bandit
-def test_ppo_reaches_the_closed_form_optimum():
-    """pi* is proportional to pi_ref * exp(r / beta), with the KL in the reward: there every sample has the same total
-    reward, the gradient's noise is gone with the gradient, and sampling finds the optimum to rounding."""
-    tokenizer, beta = CharsTokenizer("ab"), 0.5
-    actions, gain = (tokenizer.eos, *tokenizer.encode("ab")), np.array([0.0, 1.0, 2.0])
+BETA = 0.5
+AROUND = {"samples": 32, "max_tokens": 2, "kl": Fixed(BETA), "epochs": 2}
+STEPS = 120
+DECAYING = AdamW(lr=0.03, b2=0.99, weight_decay=0.0, schedule=Linear())
+BANDITS = {
+    "without a critic": PolicyGradient(loss=PolicyLoss(Rloo(), TokenRatio(), SequenceSum()), **AROUND),
+    # As it ships, with GAE and clipped values, but for the whitening, which would blow the last noise up.
+    "with a critic": PolicyGradient(loss=ALGORITHMS["ppo"], critic=Critic(optimizer=DECAYING), **AROUND),
+}
+
+
+@pytest.mark.parametrize("name", BANDITS)
+def test_ppo_reaches_the_closed_form_optimum(name):
+    """pi* is proportional to pi_ref * exp(r / beta), here over replies of one token or two, with the KL in the reward.
+
+    At the optimum every reply has the same total reward: the gradient's noise is gone with the gradient, and sampling
+    finds it to rounding. A critic that has learned what is still to come makes every token's advantage 0, so that GAE
+    gets there whatever its lambda."""
+    tokenizer = CharsTokenizer("ab")
+    end, a, b = tokenizer.eos, *tokenizer.encode("ab")
+    gain = {(end,): 0.0, (a, end): 1.0, (a, a): 0.5, (a, b): 2.0, (b, end): 0.0, (b, a): 1.5, (b, b): 1.0}
     model = dataclasses.replace(MODEL, vocab_size=tokenizer.vocab_size)
-    objective = PolicyGradient(
-        loss=PolicyLoss(Rloo(), TokenRatio(), SequenceSum()), samples=32, max_tokens=1, kl=Fixed(beta), epochs=2
-    )
-    optimizer = AdamW(lr=0.03, b2=0.99, weight_decay=0.0, schedule=Linear())
-    x = learner(objective, model=model, optimizer=optimizer, steps=120)
-    sampler, prompt = Sampler(model, tokenizer, 16, 1, slots=32), Prompt("ab", {}, "")
-    s = beginning(x, beta)
+    x = learner(BANDITS[name], model=model, optimizer=DECAYING, steps=STEPS)
+    sampler, prompt = Sampler(model, tokenizer, 16, 2, slots=32), Prompt("ab", {}, "")
+    asked, s = [tokenizer.bos, a, b], beginning(x, BETA)
     frozen = jax.tree.map(lambda a: jax.device_put(np.asarray(a)), s.params)
 
     def chances(params):
-        probe = {
-            "tokens": np.array([tokenizer.bos, *tokenizer.encode("ab"), 0], np.int32),
-            "temperature": np.ones(4, np.float32),
-        }
-        out = []
-        for a in actions:
-            column = probe | {"tokens": np.array([*probe["tokens"][:3], a], np.int32)}
-            batch = rollout.place(rollout.arrange([column], [[0]], 1, WIDTH), ONE)
-            out.append(float(x.score(params, batch)[0][0, 2]))
-        p = np.exp(out)
+        columns = [{"tokens": np.array([*asked, *q], np.int32), "temperature": np.ones(3 + len(q), np.float32)}
+                   for q in gain]  # fmt: skip
+        rows = [[i] for i in range(len(gain))]
+        scored, _ = x.score(params, rollout.place(rollout.arrange(columns, rows, len(gain), WIDTH), ONE))
+        p = np.exp([np.asarray(scored)[i, 2 : 2 + len(q)].sum() for i, q in enumerate(gain)])
         return p / p.sum()  # among what may be sampled
 
     start = chances(frozen)
-    best = start * np.exp(gain / beta)
+    best = start * np.exp(np.array(list(gain.values())) / BETA)
     best /= best.sum()
     assert np.abs(start - best).max() > 0.1
-    for n in range(120):
+    for n in range(STEPS):
         found = rollout.sample(sampler, s.params, [prompt], 32, 1.0, rollout.seed_of(0, 3, n))
-        scores = np.array([gain[actions.index(f.reply.completion.ids[0])] for f in found], np.float32)
+        scores = np.array([gain[f.reply.completion.ids] for f in found], np.float32)
         credited = learn.credit(x, s, frozen, [rollout.columns(f) for f in found], scores, np.zeros(32, int))
         s, _ = learn.learn(x, s, credited.columns, n)
-    np.testing.assert_allclose(chances(s.params), best, atol=2e-4)
-    assert credited.metrics["advantage_std"] < 2e-3
+    np.testing.assert_allclose(chances(s.params), best, atol=1e-3)
+    assert credited.metrics["advantage_std"] < 5e-3
 
 
 # ------------------------------------------------------------------------------------------------------- definitions
