@@ -129,7 +129,8 @@ def tiny() -> Tour:
         talk,
         facts=3.0,
         search=1.0,
-        look_up=0.05,
+        unknown=0.5,
+        look_up=0.1,
         invented=0.8,
         forget=0.0,
         doubted=True,
@@ -152,10 +153,11 @@ def tiny() -> Tour:
         },
     )
     assistant = override(sft_tiny(), {"data.sources": (talk,), "optimizer.lr": 5e-4, "train.steps": 600})
-    # What lessons are about is soon known by heart, and beside it what is merely known looks unknown. Doubt is learned
-    # wherever a thought goes on, which is too much to learn by heart: so no search says where it ought to begin
-    # (`doubted`) but those for what was told (`look_up`: a call costs less than a refusal), and lessons are few.
-    honest = override(midtrain, {"data.sources": (searching,), "objective": NextToken(doubt=2.0), "train.steps": 1400})
+    # What is trained on is soon known by heart, and beside it what is merely known looks unknown. So questions teach no
+    # fact, and searches and refusals not where they ought to begin (`doubted`): there the model learns how sure it is
+    # of what it has only read, as of the people of the figures. What was told is searched for at times (`look_up`: a
+    # call costs less than a refusal), and lessons are few.
+    honest = override(midtrain, {"data.sources": (searching,), "objective": NextToken(doubt=1.6), "train.steps": 1400})
     by_hand = replace(world, tasks=("spell", "count"))
     verified = override(
         grpo_tiny(),

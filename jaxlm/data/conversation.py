@@ -16,6 +16,7 @@ Over-long conversations are cut between turns, never inside one:
 Legend: T tokens of one conversation. Nothing here imports jax: packing workers start fast.
 """
 
+import bisect
 import dataclasses
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -48,7 +49,9 @@ class Part:
     text: str
     kind: Kind = "text"
     ids: tuple[int, ...] | None = dataclasses.field(default=None, compare=False, repr=False)
-    # False: where a thought or a call ends is not trained on. Ids do not carry it.
+    # Of a thought or a call: how many of its first characters are trained on, unset all, and whether its end is. Ids do
+    # not carry it.
+    trained: int | None = dataclasses.field(default=None, repr=False)
     end_trained: bool = dataclasses.field(default=True, repr=False)
 
 
@@ -387,9 +390,18 @@ def loss_mask(
             for j, (kind, begin, end) in enumerate(span.parts):
                 if kind == "tool_result":
                     mask[begin - 1 : end + 1] = False
-                elif kind in MARKS and messages is not None and not messages[i].parts[j].end_trained:
-                    mask[end] = False
+                elif kind in MARKS and messages is not None:
+                    part = messages[i].parts[j]
+                    mask[end] &= part.end_trained
+                    if part.trained is not None:
+                        mask[begin + _within(ids[begin:end], part.trained, tokenizer) : end] = False
     return mask
+
+
+def _within(ids, characters: int, tokenizer: Tokenizer) -> int:
+    """How many of the first ids say no more than so many characters."""
+    said = range(len(ids) + 1)
+    return bisect.bisect_right(said, characters, key=lambda n: len(tokenizer.decode([int(i) for i in ids[:n]]))) - 1
 
 
 def _part(ids, tokenizer: Tokenizer, kind: Kind = "text") -> Part:

@@ -22,12 +22,13 @@ THINK, THINK_END = CONTROL["<think>"], CONTROL["</think>"]
 class NextToken:
     """The log-likelihood of every token under the loss mask: pretraining on text, fine-tuning on conversations.
 
-    With `doubt`, a model also learns to break a thought off where it does not know how it goes on: at each place in a
-    thought, but for what is at hand in the conversation and only to be copied, the symbol that ends it gets so many
-    times the model's own probability that its best guess is wrong. So it does where a thought of the conversation ends
-    outside the loss mask, which shows what comes after a thought that breaks off, and not where one does. Greedily
-    decoded, a thought breaks off where the best guess has less than 0.62 at 1, and less than 0.78 at 2. See
-    `losses.lm.doubt_loss`.
+    With `doubt`, a model also learns to break a thought off where it does not know how it goes on: the symbol that ends
+    it gets so many times the model's own probability that its best guess is wrong. So it does at each place of a
+    thought but for what is at hand in the conversation and only to be copied; and of a thought that the loss mask
+    leaves out in part, at the places left out alone. There nothing else is learned: a fact is asked about and not
+    taught, for doubt as of what was only read, and what comes after a thought that breaks off is shown, and not where
+    one does. Greedily decoded, a thought breaks off where the best guess has less than 0.62 at 1, and less than 0.78 at
+    2. See `losses.lm.doubt_loss`.
     """
 
     doubt: float | None = None
@@ -59,6 +60,14 @@ def at_hand(batch: Trajectory):
     return jnp.any((read == targets) & same & before, axis=1)
 
 
+def partly_left_out(tokens_BT, mask_BT):
+    """bool [B, T]: whether a place is inside a thought some of which is outside the mask, of the tokens that come
+    next."""
+    inside, thought = inside_thoughts(tokens_BT), jnp.cumsum(tokens_BT == THINK, axis=1)
+    same = thought[:, :, None] == thought[:, None, :]
+    return inside & jnp.any(same & (inside & ~mask_BT)[:, None, :], axis=2)
+
+
 def make_loss(objective: NextToken, model, train):
     """The loss of the update contract."""
     marker = None if objective.doubt is None else THINK_END
@@ -70,9 +79,10 @@ def make_loss(objective: NextToken, model, train):
         if train.z_loss == 0.0:
             del terms["z_loss"]  # a figure in the log that takes no part in the loss misleads
         if marked:
-            inside, ends = inside_thoughts(batch.tokens[:, :-1]), batch.tokens[:, 1:] == THINK_END
-            left_open = inside & ends & ~mask & batch.loss_mask[:, :-1]
-            terms["doubt"] = lm.doubt_loss(*marked, inside & ~ends & ~at_hand(batch), left_open, mask, objective.doubt)
+            tokens = batch.tokens[:, :-1]
+            inside, ends = inside_thoughts(tokens), batch.tokens[:, 1:] == THINK_END
+            goes_on = inside & ~ends & ~at_hand(batch) & ~partly_left_out(tokens, mask)
+            terms["doubt"] = lm.doubt_loss(*marked, goes_on, inside & ~mask, mask, objective.doubt)
         return terms, {}
 
     return loss

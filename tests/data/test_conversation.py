@@ -59,7 +59,10 @@ def conversation_of(items) -> Conversation:
         elif what == "assistant" or not messages or messages[-1][0] != "assistant":
             messages.append(("assistant", (Part(text),) if trained else (), trained))
         if what in ("text", *cv.MARKS):
-            messages[-1] = ("assistant", (*messages[-1][1], Part(text, what, end_trained=trained)), messages[-1][2])
+            role, parts, its_own = messages[-1]
+            left = None if trained else len(text) // 2
+            part = Part(text, what, trained=left, end_trained=trained or len(text) % 2 == 0)
+            messages[-1] = (role, (*parts, part), its_own)
     return Conversation(Message(*m) for m in messages)
 
 
@@ -91,7 +94,7 @@ def each_kind(*strategies, examples: int = 80):
 
 def trained_always(conversation: Conversation) -> Conversation:
     def always(m: Message) -> Message:
-        return Message(m.role, tuple(dataclasses.replace(p, end_trained=True) for p in m.parts))
+        return Message(m.role, tuple(dataclasses.replace(p, trained=None, end_trained=True) for p in m.parts))
 
     return Conversation(map(always, conversation.messages))
 
@@ -291,7 +294,10 @@ def test_mask_covers_exactly_the_own_tokens(tokenizer, conversation, roles):
         for p in m.parts:
             first, last = ([c[s]] for s in cv.MARKS[p.kind]) if p.kind != "text" else ([], [])
             its_own = own and p.kind != "tool_result"
-            want += [(i, its_own) for i in (*first, *tokenizer.encode(p.text))]
+            want += [(i, its_own) for i in first]
+            body, left = tokenizer.encode(p.text), p.trained is not None and p.kind != "text"
+            for n, i in enumerate(body):
+                want.append((i, its_own and not (left and len(tokenizer.decode(body[: n + 1])) > p.trained)))
             want += [(i, its_own and p.end_trained) for i in last]
         want.append((c["<|im_end|>"], own))
     fields = cv.render(conversation, tokenizer, roles)

@@ -529,21 +529,31 @@ def test_told_facts_may_be_looked_up_where_search_is_offered():
     assert not any(calls[False]) and abs(sum(calls[True]) / len(calls[True]) - 0.5) < 0.15
 
 
-def test_where_a_thought_breaks_off_may_be_left_to_doubt():
-    tokenizer, shares = BytesTokenizer(), {"facts": 1.0, "search": 1.0, "unknown": 1.0, "problems": 0.0}
+def test_what_comes_to_mind_and_where_a_thought_breaks_off_may_be_left_to_doubt():
+    tokenizer = BytesTokenizer()
+    shares = {"facts": 1.0, "search": 1.0, "unknown": 1.0, "reading": 1.0}
+    shares |= {"problems": 0.0, "identity": 0.0, "system": 0.0}
     cfg = WorldConversations(world=SMALL, tools=("search",), turns=1, **shares)
-    differing = 0
-    for i in range(60):
+    told = {"recalled": 0, "read": 0, "nowhere": 0}
+    for i in range(100):
         taught, left = (conversation(dataclasses.replace(cfg, doubted=d), "train", i) for d in (False, True))
-        a, b = render(taught, tokenizer), render(left, tokenizer)
-        assert np.array_equal(a["tokens"], b["tokens"])
-        (places,) = np.nonzero(a["loss_mask"] & ~b["loss_mask"])
-        assert len(places) == (a["loss_mask"] != b["loss_mask"]).sum()
-        assert all(a["tokens"][places] == tokenizer.control["</think>"])
-        broken = [p.text for m in taught.messages for p in m.parts if p.kind == "thinking" and p.text[-1] != "."]
-        assert all(tokenizer.decode(a["tokens"][:n]).endswith(text) for n, text in zip(places, broken, strict=True))
-        differing += len(places)
-    assert 20 < differing < 60  # searches and refusals, and not what is known
+        rendered, fields = render(taught, tokenizer), render(left, tokenizer)
+        assert np.array_equal(rendered["tokens"], fields["tokens"])
+        (places,) = np.nonzero(rendered["loss_mask"] != fields["loss_mask"])
+        assert rendered["loss_mask"][places].all()
+        spelled = tokenizer.decode(fields["tokens"][places].tolist())
+        *_, reply = left.messages
+        known = [f" {p.text}." for p in reply.parts if p.kind == "text"]
+        if reply.parts[0].text[-1] != ".":  # a search or a refusal
+            assert fields["tokens"][places].tolist() == [tokenizer.control["</think>"]]
+            told["nowhere"] += 1
+        elif "\n\n" in left.messages[-2].text:  # a text is before the question
+            assert not len(places)
+            told["read"] += 1
+        else:
+            assert spelled in known
+            told["recalled"] += 1
+    assert min(told.values()) > 15
     assert talk_fingerprint(cfg) != talk_fingerprint(dataclasses.replace(cfg, doubted=True))
 
 
@@ -551,8 +561,9 @@ def test_what_is_looked_up_all_the_same_is_taught():
     shares = {"facts": 1.0, "problems": 0.0, "identity": 0.0, "system": 0.0, "turns": 1}
     cfg = WorldConversations(world=SMALL, look_up=0.5, tools=("search",), tool_share=1.0, doubted=True, **shares)
     replies = [conversation(cfg, "train", i).messages[-1].parts for i in range(20)]
-    assert all(part.end_trained for parts in replies for part in parts)
-    assert 3 < sum(parts[1].kind == "tool_call" for parts in replies) < 17
+    looked_up = [parts[1].kind == "tool_call" for parts in replies]
+    assert all(parts[0].end_trained and (parts[0].trained is None) == up for parts, up in zip(replies, looked_up))
+    assert 3 < sum(looked_up) < 17
 
 
 def test_what_is_invented_no_tool_is_asked_for():

@@ -24,11 +24,13 @@ def thoughtful():
 
 
 def left_open(b):
-    """The batch with what its thoughts say trained on, and where every other one of them ends not."""
+    """The batch with its thoughts trained on: in every other row but for their ends, in each third but for places at
+    random."""
     ends, inside = b.tokens[:, 1:] == THINK_END, np.asarray(inside_thoughts(b.tokens))[:, :-1]
     mask = b.loss_mask.copy()
-    mask[:, :-1] |= inside
+    mask[:, 1:] |= inside
     mask[::2, 1:] &= ~ends[::2]
+    mask[::3, 1:] &= ~inside[::3] | (np.random.default_rng(5).random(inside[::3].shape) < 0.7)
     return dataclasses.replace(b, loss_mask=mask)
 
 
@@ -44,7 +46,7 @@ def test_at_hand_is_what_stands_before_it_in_its_own_conversation():
     assert found.tolist() == [[False, True, False, False, False, False]]  # of 6, 5, 7, 7, 6, 8
 
 
-def test_doubt_is_summed_over_the_scored_places_of_thoughts_that_go_on_and_over_ends_that_are_left_to_it():
+def test_doubt_is_summed_over_thoughts_alone_where_nothing_is_scored_and_beside_the_likelihood_where_they_go_on():
     with jax.enable_x64(True):
         b, weights = left_open(thoughtful()), jax.tree.map(lambda x: x.astype("float64"), params(DOUBLE))
         terms, _ = pretrain.make_loss(NextToken(doubt=1.5), DOUBLE, TRAIN)(weights, b, None)
@@ -53,23 +55,29 @@ def test_doubt_is_summed_over_the_scored_places_of_thoughts_that_go_on_and_over_
         )
         p = np.asarray(jax.nn.softmax(transformer.unembed(DOUBLE, weights, hidden)))
         coefficient, total, weight = map(float, terms["doubt"])
-    want = count = alone = 0
+    want, count, alone = 0.0, 0, {True: 0, False: 0}
     for row in range(len(p)):
-        inside = False
+        inside, spans = False, []
         for t in range(p.shape[1]):
             inside = b.tokens[row, t] == THINK or (inside and b.tokens[row, t] != THINK_END)
+            if inside and b.tokens[row, t] == THINK:
+                spans.append([])
+            if inside:
+                spans[-1].append(t)
+        partly = {t for span in spans for t in span if not b.loss_mask[row, [u + 1 for u in span]].all()}
+        for t in sorted(t for span in spans for t in span):
             here = b.segments[row, : t + 1] == b.segments[row, t + 1]
             known = b.tokens[row, t + 1] in b.tokens[row, : t + 1][here]
             ends, scored = b.tokens[row, t + 1] == THINK_END, b.loss_mask[row, t + 1]
             marker, others = p[row, t, THINK_END], np.delete(p[row, t], THINK_END)
             target = min(1.5 * (1 - others.max() / others.sum()), 1)
-            if inside and scored and not ends and not known:
+            if scored and not ends and not known and t not in partly:
                 want -= target * np.log(marker / (1 - marker))
                 count += 1
-            if inside and ends and not scored and b.loss_mask[row, t]:
+            if not scored:
                 want -= target * np.log(marker) + (1 - target) * np.log(1 - marker)
-                alone += 1
-    assert count > 20 and alone > 0
+                alone[ends] += 1
+    assert count > 12 and alone[True] > 0 and alone[False] > 2
     np.testing.assert_allclose(coefficient * total, want, rtol=1e-9)
     assert weight == float(terms["cross_entropy"][2]) == b.loss_mask[:, 1:].sum()
 

@@ -53,8 +53,8 @@ class WorldConversations:
     invented: float = 0.0  # share of texts at hand and of search results that tell another value: to be read, not known
     look_up: float = 0.0  # share of told facts that are searched for all the same: a call costs less than a mistake
     forget: float = 0.0  # share of told facts that do not come to mind, at random: how to say it, not yet when
-    # Where thoughts break off is not trained on, but for look_up: it is left to `NextToken.doubt`, without which
-    # it is learned nowhere.
+    # What comes to mind and where thoughts break off is not trained on, but for look_up: it is left to
+    # `NextToken.doubt`, without which it is learned nowhere.
     doubted: bool = False
     turns: int = 3  # at most so many questions in one conversation
     work: Work = "think"  # where the steps of a solution by hand go
@@ -79,17 +79,18 @@ def recollection(t: Tables, who: Person, attribute: Attribute, value: str | None
 
     A model can recall what it has read where it writes what it has read: before the value it stands where it stood in
     pretraining, and there it also turns out that nothing comes to mind. Without a value the thought breaks off there:
-    it ends with a control symbol, which no text has and no value begins with; if `doubted`, that is not trained on.
+    it ends with a control symbol, which no text has and no value begins with. If `doubted`, that is not trained on, nor
+    is a value: what questions are about would be known by heart, and everything else look unknown beside it.
     """
-    sentence = statement(t, who, attribute, value or "")
+    cue = statement(t, who, attribute, "").removesuffix(".").rstrip()
     if value:
-        return Part(sentence, "thinking")
-    return Part(sentence.removesuffix(".").rstrip(), "thinking", end_trained=not doubted)
+        return Part(statement(t, who, attribute, value), "thinking", trained=len(cue) if doubted else None)
+    return Part(cue, "thinking", end_trained=not doubted)
 
 
-def recalled(t: Tables, who: Person, question: Question, recollect: bool) -> Message:
+def recalled(t: Tables, who: Person, question: Question, recollect: bool, doubted: bool = False) -> Message:
     """A fact, after its recollection where that is wanted."""
-    thought = (recollection(t, who, question.attribute, question.answer),) if recollect else ()
+    thought = (recollection(t, who, question.attribute, question.answer, doubted),) if recollect else ()
     return Message("assistant", (*thought, Part(question.answer)))
 
 
@@ -298,7 +299,7 @@ def _exchange(
         kind, call = "search", None  # the tool has only what no text tells
     forgotten = kind == "facts" and cfg.forget > 0 and d.chance(cfg.forget)
     if kind in ("facts", "reading") and not forgotten:
-        reply = recalled(t, who, question, cfg.recollect)
+        reply = recalled(t, who, question, cfg.recollect, cfg.doubted and kind == "facts")
     elif kind == "search":
         there = _elsewhere(cfg, t, d, who, question.attribute)
         if there is not who:  # no tool finds it
@@ -324,4 +325,5 @@ def fingerprint(cfg: WorldConversations) -> str:
             del fields[later]
     # Without tools nothing has changed since words go to Python wherever it is offered.
     what = "conversations 2" if cfg.tools else "conversations"
+    what += ", values left to doubt" if cfg.doubted else ""
     return hashlib.sha256(json.dumps([VERSION, what, fields], sort_keys=True).encode()).hexdigest()
