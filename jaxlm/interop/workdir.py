@@ -15,6 +15,7 @@ from jaxlm.nn.definition import Precision
 from jaxlm.nn.rope import LearnedPositions
 from jaxlm.run import lineage
 from jaxlm.run.checkpoint import Checkpointing, Checkpoints
+from jaxlm.run.exits import Diverged
 from jaxlm.run.experiment import Experiment
 
 LONGEST_ROWS = 1024  # rows of the definition that is written; a model may know longer contexts than fit a first run
@@ -94,7 +95,10 @@ def _write(root, e: Experiment, params, tokenizer, source) -> None:
 def write_run(root, e: Experiment, params, hashes: dict, **origin) -> None:
     """A run directory that starts and ends with `params`, but for its tokenizer; `origin` is for lineage.json."""
     with Checkpoints(root, Checkpointing(every=1)) as checkpoints:
-        checkpoints.save(0, {"params": params}, {"hashes": hashes}, force=True)
+        try:
+            checkpoints.save(0, {"params": params}, {"hashes": hashes}, force=True)
+        except Diverged as e:  # it did so where it comes from: here it is bad input
+            raise UserError(str(e)) from None
     lineage.write_environment(root)
     lineage.write_lineage(root, hashes, **origin)
     storage.write_text(root / "diff.txt", "")

@@ -17,6 +17,7 @@ import math
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
@@ -26,6 +27,7 @@ from jax.experimental import multihost_utils
 from jaxlm import storage, tree
 from jaxlm.config import UserError
 from jaxlm.run import manifest
+from jaxlm.run.exits import Diverged
 
 # Seconds after which Orbax gives up a save. It counts by the time of day, which may be set while it waits; what really
 # hangs, the run's own watch finds by a clock that is never set.
@@ -53,6 +55,18 @@ def _arrays(state) -> dict:
     if len(dict(leaves)) != len(leaves):
         raise ValueError("two leaves of the state have the same name")
     return dict(leaves)
+
+
+@jax.jit
+def _first_bad(leaves: list):
+    bad = jnp.stack([~jnp.all(jnp.isfinite(x)) for x in leaves])
+    return jnp.where(bad.any(), jnp.argmax(bad), len(leaves))  # a scalar: every process has it whole
+
+
+def _not_finite(flat: dict) -> str | None:
+    """The name of an array with a value that is not finite."""
+    floats = {n: x for n, x in flat.items() if jnp.issubdtype(x.dtype, jnp.inexact)}
+    return [*floats, None][int(jax.device_get(_first_bad(list(floats.values()))))] if floats else None
 
 
 def _nested(flat: dict) -> dict:
@@ -261,9 +275,10 @@ class Checkpoints:
     def save(self, step: int, state, metadata: dict | None = None, metric: float | None = None, force=False) -> bool:
         """Starts saving `state` in the background; returns whether it did.
 
-        It does not when the step is not due (`force` makes it due), is saved already, or its metric (lower is better)
-        is not finite: such a state is never the newest checkpoint. `metadata` must be plain JSON. Raises `UserError`
-        when the disk is full, now or at the previous save, and `ValueError` for a step older than the newest.
+        It does not when the step is not due (`force` makes it due) or is saved already. `metadata` must be plain JSON.
+        Raises `Diverged` when the metric (lower is better) or a value of the state is not finite: such a state is never
+        the newest checkpoint. Raises `UserError` when the disk is full, now or at the previous save, and `ValueError`
+        for a step older than the newest.
         """
         step = int(step)
         if step % self.cfg.every and not force:
@@ -275,10 +290,11 @@ class Checkpoints:
             if step == latest:
                 return False
             raise ValueError(f"cannot save step {step}: step {latest} is saved already")
-        if metric is not None and not math.isfinite(metric):
-            logging.error("CHECKPOINT %d IS NOT SAVED: its metric is %s. The newest is step %s", step, metric, latest)
-            return False
         flat = _arrays(state)
+        if metric is not None and not math.isfinite(metric):
+            raise Diverged(self._bad(step, f"its metric is {metric}", latest))
+        if (name := _not_finite(flat)) is not None:
+            raise Diverged(self._bad(step, f"{name} has values that are not finite", latest))
         metadata = json.loads(json.dumps(metadata or {}))  # what is no JSON fails here, not in the background
         self._preflight(step, flat)
         with self._errors():
@@ -294,6 +310,10 @@ class Checkpoints:
             raise RuntimeError(f"Orbax refused to save step {step} in {self.directory}")
         self._verified.discard(step)
         return True
+
+    def _bad(self, step: int, why: str, latest: int | None) -> str:
+        newest = "nothing was saved before" if latest is None else f"the newest is step {latest}"
+        return f"checkpoint {step} of {self.directory.parent} is not saved: {why}; {newest}"
 
     def _preflight(self, step: int, flat: dict) -> None:
         needed = sum(x.size * x.dtype.itemsize for x in flat.values()) * 1.02 + (1 << 20)

@@ -234,9 +234,12 @@ class Together:
 
     def save(self, step: int, stacked, metadata: dict, metrics: Sequence[float] | None, force: bool = False) -> None:
         if force or step % self.cfg.every == 0:
-            for r in self.running:
+            for r in list(self.running):
                 metric = None if metrics is None else metrics[r.place]
-                r.checkpoints.save(step, take(stacked, r.place), metadata, metric, force)
+                try:
+                    r.checkpoints.save(step, take(stacked, r.place), metadata, metric, force)
+                except Diverged as e:
+                    self._diverged(r, e)
 
     def wait(self) -> None:
         for r in self._all:

@@ -15,10 +15,11 @@ import pytest
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxlm import storage
+from jaxlm import storage, tree
 from jaxlm.config import UserError
 from jaxlm.run import checkpoint, manifest
 from jaxlm.run.checkpoint import Checkpointing, Checkpoints
+from jaxlm.run.exits import Diverged
 
 
 @struct.dataclass
@@ -222,12 +223,32 @@ def test_keeps_the_latest_and_the_best_also_over_a_restart(tmp_path):
     assert checkpoint.steps(directory) == [2, 6, 7]
 
 
-def test_a_state_with_a_metric_that_is_not_finite_is_not_saved(tmp_path, caplog):
+def with_value(state, name, value):
+    """`state` with `value` as the first element of the array of this name."""
+
+    return tree.map_named(lambda n, x: x.at[(0,) * x.ndim].set(value) if n == name else x, state)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("params/backbone/w", np.nan), ("params/backbone/half", -np.inf), ("opt_state/0/nu/backbone/w", np.inf)],
+)
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, name, value):
+    bad = with_value(make_state(2), name, value)
+    with Checkpoints(tmp_path, Checkpointing(every=2)) as c:
+        assert not c.save(1, bad)  # is not due: nobody looks
+        with pytest.raises(Diverged, match=f"checkpoint 2 of .* is not saved: {name} has .*; nothing was saved before"):
+            c.save(2, bad)
+        assert c.latest() is None
+        assert c.save(2, make_state(2))
+
+
+def test_a_state_with_a_metric_that_is_not_finite_is_not_saved(tmp_path):
     with Checkpoints(tmp_path, Checkpointing(every=1)) as c:
         c.save(1, make_state(1), metric=2.0)
-        assert not c.save(2, make_state(2), metric=float("nan"))
+        with pytest.raises(Diverged, match="is not saved: its metric is nan; the newest is step 1"):
+            c.save(2, make_state(2), metric=float("nan"))
         assert c.latest() == 1
-    assert "CHECKPOINT 2 IS NOT SAVED" in caplog.text
 
 
 def test_a_save_that_orbax_refuses_is_an_error(tmp_path, monkeypatch):

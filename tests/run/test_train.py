@@ -192,6 +192,20 @@ def test_a_run_that_is_never_finite_ends(experiment, tmp_path):
         train.train(e, tmp_path / "run", experiment)
 
 
+@pytest.mark.parametrize("at", [None, 4])
+def test_a_last_checkpoint_that_may_not_be_kept_is_no_end_like_another(experiment, tmp_path, monkeypatch, at):
+    """Neither done nor stopped and saved, when the evaluation of the last step, or of the one it is stopped at, is no
+    number."""
+    losses = iter([0.5, float("nan")])
+    monkeypatch.setattr(train, "evaluate_function", lambda *_: lambda params: {"all": {"loss": next(losses)}})
+    e = config.override(experiment, {"evaluation.every": 3 if at is None else 2, "train.steps": 6})
+    if at is not None:
+        Stop(monkeypatch, at - 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(exits.Diverged, match=rf"checkpoint {at or 6} .* is not saved: its metric is nan; .* step "):
+        train.train(e, tmp_path / "run", e)
+    assert checkpoint.newest(tmp_path / "run") < (at or 6)
+
+
 @pytest.mark.parametrize(
     "values, words",
     [
