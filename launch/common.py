@@ -41,8 +41,8 @@ def run(main, takes_command: bool = False) -> None:
         except exits.Diverged as e:
             print(f"diverged: {e}", file=sys.stderr)
             sys.exit(exits.EXIT_DIVERGED)
-        except exits.Stopped:
-            print("stopped and saved; the same command goes on from here", file=sys.stderr)
+        except exits.Stopped as e:
+            print(str(e) or "stopped and saved; the same command goes on from here", file=sys.stderr)
             sys.exit(exits.EXIT_PREEMPTED)
 
     flags.FLAGS.set_gnu_getopt(True)

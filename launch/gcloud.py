@@ -7,6 +7,9 @@ import shlex
 from launch.job import Job, Step
 from launch.tpus import GENERATIONS
 
+# Seconds after which a command is given up: one connection that hangs must not stop the watch over all the others.
+LIST_SECONDS, LOOK_SECONDS, START_SECONDS, MAKE_SECONDS = 120, 300, 900, 3600
+
 
 @dataclasses.dataclass(frozen=True)
 class Place:
@@ -37,26 +40,31 @@ def identity(job: Job, place: Place) -> str:
 
 
 def create(job: Job, place: Place) -> Step:
+    """For one slice it returns when the machines are there, for a request at once."""
     runtime = place.runtime or GENERATIONS[job.on.generation].runtime
     options = [f"--{o}" for o in place.options] + (["--spot"] if place.spot else [])
     kind = f"--accelerator-type={job.on.gcloud_type}"
     if not place.queued:
-        return Step(gcloud(place, "tpu-vm", "create", job.name, kind, f"--version={runtime}", *options), "the machines")
+        words = gcloud(place, "tpu-vm", "create", job.name, kind, f"--version={runtime}", *options)
+        return Step(words, "the machines", seconds=MAKE_SECONDS)
     several = [f"--node-count={job.on.slices}", f"--node-prefix={job.name}"]
     which = [f"--node-id={job.name}"] if job.on.slices == 1 else several
     words = ("queued-resources", "create", job.name, *which, kind, f"--runtime-version={runtime}", *options, "--async")
-    return Step(gcloud(place, *words), "the request for machines, which waits until there is capacity")
+    why = "the request for machines, which waits until there is capacity"
+    return Step(gcloud(place, *words), why, seconds=START_SECONDS)
 
 
 def listing(place: Place, queued: bool) -> Step:
     kind, state = ("queued-resources", "state.state") if queued else ("tpu-vm", "state")
-    return Step(gcloud(place, kind, "list", f"--format=csv[no-heading](name.basename(),{state})"), "how they are")
+    words = gcloud(place, kind, "list", f"--format=csv[no-heading](name.basename(),{state})")
+    return Step(words, "how they are", seconds=LIST_SECONDS)
 
 
 def delete(job: Job, place: Place) -> Step:
     if place.queued:
-        return Step(gcloud(place, "queued-resources", "delete", job.name, "--force"), "the request and its machines")
-    return Step(gcloud(place, "tpu-vm", "delete", job.name), "the machines")
+        words = gcloud(place, "queued-resources", "delete", job.name, "--force")
+        return Step(words, "the request and its machines", seconds=MAKE_SECONDS)
+    return Step(gcloud(place, "tpu-vm", "delete", job.name), "the machines", seconds=MAKE_SECONDS)
 
 
 def archive(job: Job, place: Place) -> Step:
@@ -64,19 +72,21 @@ def archive(job: Job, place: Place) -> Step:
     return Step((*words, place.commit), "the code, as it is committed")
 
 
-def ssh(place: Place, node: str, worker: str, command: str, why: str, stdin=None) -> Step:
+def ssh(place: Place, node: str, worker: str, command: str, why: str, stdin=None, seconds=None) -> Step:
     words = gcloud(place, "tpu-vm", "ssh", node, f"--worker={worker}", f"--command={command}")
-    return Step(words, why, stdin)
+    return Step(words, why, stdin, seconds or LOOK_SECONDS)
 
 
 def send(job: Job, place: Place) -> list[Step]:
     words = ("tpu-vm", "scp", f"build/{job.name}.tar.gz")
-    return [Step(gcloud(place, *words, f"{node}:", "--worker=all"), "to every host") for node in nodes(job)]
+    sent = [gcloud(place, *words, f"{node}:", "--worker=all") for node in nodes(job)]
+    return [Step(words, "to every host", seconds=START_SECONDS) for words in sent]
 
 
 def setup(job: Job, place: Place) -> list[Step]:
     command = f"tar -xzf {job.name}.tar.gz && bash {job.name}/launch/worker.sh setup"
-    return [ssh(place, node, "all", command, "the environment on every host") for node in nodes(job)]
+    why = "the environment on every host"
+    return [ssh(place, node, "all", command, why, seconds=MAKE_SECONDS) for node in nodes(job)]
 
 
 def start(job: Job, place: Place) -> list[Step]:
@@ -85,7 +95,8 @@ def start(job: Job, place: Place) -> list[Step]:
     words = [*shown, "bash", f"{job.name}/launch/worker.sh", "start", identity(job, place), *job.command]
     workers = [str(i) for i in range(job.on.hosts_per_slice)] if job.secrets else ["all"]
     stdin = (lambda values: "".join(f"{k}={v}\n" for k, v in values.items())) if job.secrets else None
-    return [ssh(place, n, w, shlex.join(words), "the command", stdin) for n in nodes(job) for w in workers]
+    command = shlex.join(words)
+    return [ssh(place, n, w, command, "the command", stdin, START_SECONDS) for n in nodes(job) for w in workers]
 
 
 def ask(job: Job, place: Place) -> list[Step]:

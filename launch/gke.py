@@ -185,6 +185,8 @@ def main(words: list[str]) -> int:
     tpu = tpu_flags.chosen()
     if not IMAGE.value:
         raise UserError("--image is missing: --image=HOST/PROJECT/jaxlm:TAG, made from launch/Dockerfile")
+    if job_flags.MAX_PREEMPTIONS.present:
+        raise UserError("--max_preemptions: the cluster restarts a preempted job without a limit; leave it out")
     job = job_flags.job(words, tpu, processes=tpu.hosts, shared_disk=False)
     if not job_flags.DRY_RUN.value:
         jobs.need("kubectl", where)

@@ -5,22 +5,25 @@ so that a dry run prints what a real one does. A secret is a name until the mome
 input of a command: no value is in an argument, a script, a manifest, or anything printed.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from jaxlm.config import UserError, nearest
 from jaxlm.run import exits
+from launch import secrecy
 from launch.tpus import Tpu
 
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-SECRETIVE = re.compile(r"TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|(^|_)KEY$|API_?KEY", re.IGNORECASE)
+EXIT_TIMED_OUT = 124  # as `timeout` tells it
 # Programs whose processes find one another (jaxlm/run/processes.py); any other would run once a process, on its own.
 SEVERAL_PROCESSES = ("launch.train",)
 NEVER_AGAIN = (exits.EXIT_BAD_INPUT, exits.EXIT_DIVERGED)
@@ -77,12 +80,14 @@ class Job:
 class Step:
     """A command that is run as it stands. `why` is for whoever reads a dry run.
 
-    stdin: what its standard input is given, from the values of the job's secrets by name; None is nothing.
+    stdin: what its standard input is given, from the values of the job's secrets by name; None is nothing. seconds: it
+    is ended when it takes longer, and has failed; None is no limit.
     """
 
     argv: tuple[str, ...]
     why: str = ""
     stdin: Callable[[Mapping[str, str]], str] | None = None
+    seconds: float | None = None
 
 
 # ------------------------------------------------------------------------------------------------------ what is checked
@@ -105,7 +110,7 @@ def variables(texts: list[str], environ: Mapping[str, str]) -> tuple[tuple[tuple
         name, given, value = text.partition("=")
         if not VARIABLE.fullmatch(name):
             raise UserError(f"--env takes NAME or NAME=VALUE, got {name!r}")
-        if given and SECRETIVE.search(name):
+        if given and secrecy.is_secret(name, value):
             raise UserError(f"--env={name}=...: that would be seen by others; export it, and give --env={name} alone")
         if not given and name not in environ:
             raise UserError(f"--env={name}: no such variable here; export it, or give --env={name}=VALUE")
@@ -125,6 +130,16 @@ def check_name(name: str) -> None:
         raise UserError(f"--name={name!r}: lower case letters, digits and dashes, from a letter on, at most 40 of them")
 
 
+def check_words(flag: str, words: Iterable[str]) -> None:
+    """Raises `UserError` for a word that holds what looks like a secret: it would be in scripts and manifests."""
+    for word in words:
+        if (name := secrecy.found(word)) is not None:
+            raise UserError(
+                f"{flag}: the value of {name} looks like a secret, and would be seen by others; have the program take "
+                "it from a variable, and give --env=VARIABLE alone"
+            )
+
+
 def validate(job: Job, processes: int, shared_disk: bool) -> None:
     """Raises `UserError` for a job that cannot run on so many processes, or whose run directory would be lost.
 
@@ -132,6 +147,7 @@ def validate(job: Job, processes: int, shared_disk: bool) -> None:
     """
     if min(job.max_preemptions, job.max_failures) < 0:
         raise UserError("--max_preemptions and --max_failures are 0 or more")
+    check_words("the command", job.command)
     if processes > 1 and job.command[0] not in SEVERAL_PROCESSES:
         known = ", ".join(SEVERAL_PROCESSES)
         raise UserError(f"{job.command[0]} runs in one process, not in {processes}; in several: {known}")
@@ -176,10 +192,26 @@ def need(tool: str, where: str) -> None:
 
 
 def run(step: Step, job: Job, *, capture: bool = False) -> subprocess.CompletedProcess:
-    """Runs a command; with `capture` its output is kept, otherwise it is shown. Never raises for its exit code."""
+    """Runs a command; with `capture` its output is kept, otherwise it is shown. Never raises for its exit code, which
+    is `EXIT_TIMED_OUT` where it took longer than its `seconds`."""
     given = "" if step.stdin is None else step.stdin({name: os.environ[name] for name in job.secrets})
     out = subprocess.PIPE if capture else None
-    return subprocess.run(step.argv, input=given, text=True, stdout=out, stderr=out)
+    # What is only listened to gets a group of its own, so that what it has started ends with it; the others share the
+    # terminal's, as Ctrl-C and a question for a passphrase want it.
+    process = subprocess.Popen(
+        step.argv, stdin=subprocess.PIPE, text=True, stdout=out, stderr=out, start_new_session=capture
+    )
+    with process:
+        try:
+            said, error = process.communicate(given, step.seconds)
+        except BaseException as e:
+            with contextlib.suppress(ProcessLookupError):
+                (os.killpg if capture else os.kill)(process.pid, signal.SIGKILL)
+            if not isinstance(e, subprocess.TimeoutExpired):
+                raise
+            late = f"no answer within {step.seconds:g} s"
+            return subprocess.CompletedProcess(step.argv, EXIT_TIMED_OUT, "", late)
+        return subprocess.CompletedProcess(step.argv, process.returncode, said, error)
 
 
 def last_line(done: subprocess.CompletedProcess) -> str:

@@ -79,7 +79,7 @@ def script(job: Job, place: Place) -> str:
         "signal": f"TERM@{place.save_seconds}",  # to the tasks, not to this script
         "open-mode": "append",
         "output": f"{FOLDER}/{job.name}-%j.log",
-        "export": ",".join(job.secrets) or "NONE",
+        "export": ",".join(("ALL", *job.secrets)) if job.secrets else "NONE",  # names alone would leave out PATH
     }
     asked = [f"--{k}={v}" for k, v in options.items() if v is not None]
     asked += ["--requeue", *(f"--{o}" for o in place.options)]
@@ -141,6 +141,7 @@ def look(asked: str, name: str) -> Step:
 
 
 def check_place(place: Place) -> None:
+    jobs.check_words("--sbatch", place.options)
     if place.time is not None and not LIMIT.fullmatch(place.time):
         raise UserError(f"--time={place.time!r}: minutes, or HH:MM:SS, or DAYS-HH:MM:SS")
     for option in place.options:

@@ -20,12 +20,13 @@ examples:
   python -m launch.tpu_vm --name=ppo1 --project=my-project --zone=us-east5-a --logs --worker=3
 
 Exit codes: those of the command (0 done; 2 bad definition or input; 3 diverged), its last one when a limit was reached;
-42 when watching was stopped, and the job goes on.
+1 when somebody has deleted the machines; 42 when watching was stopped, and the job goes on.
 """
 
 import dataclasses
 import os
 import re
+import shlex
 import signal
 import sys
 import time
@@ -58,6 +59,10 @@ LOST_REQUESTS = ("SUSPENDED", "FAILED")
 GONE = "not there"
 UNREACHABLE_POLLS = 5  # so often in a row, and hosts that do not answer count as failed
 GRACE_POLLS = 4  # so long the other hosts have to end by themselves, once one has
+
+
+class Deleted(Exception):
+    """Somebody has deleted the machines of the job: they are not made again against his will."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,15 +143,14 @@ def every(job: Job, steps: list[Step]) -> bool:
 def lost(job: Job, place: Place) -> str | None:
     """Why the machines are not to be had any more, or None; an answer of gcloud that fails says nothing.
 
-    Raises `exits.Stopped` when somebody has deleted them: they are not made again against his will.
+    Raises `Deleted` when somebody has deleted them.
     """
     for queued in [True, False] if place.queued else [False]:
         found = states(place, queued)
         for name in [] if found is None else [job.name] if queued else gcloud.nodes(job):
             state = found.get(name, GONE)
             if state == GONE and queued == place.queued:
-                say(f"{name} has been deleted; the job ends with it")
-                raise exits.Stopped
+                raise Deleted(f"somebody has deleted {name}, and the job has ended with it")
             if state in (GONE, *LOST, *LOST_REQUESTS):
                 return f"{name} is {state}"
     return None
@@ -235,7 +239,10 @@ def attempts(job: Job, place: Place, poll: float) -> Callable[[], int]:
                 "or choose another --name"
             )
         ours = found and all(h.id == gcloud.identity(job, place) for h in found)
-        if ours and (looking or all(h.state == "running" for h in found)):
+        running, bad = [h.state == "running" for h in found], [h for h in found if h.code]
+        if ours and looking and bad and not any(running):  # whoever gives the command again has seen to that
+            say(f"it has ended before, with exit code {min(bad, key=lambda h: h.at).code}; it runs again")
+        if ours and ((looking and (any(running) or not bad)) or all(running)):
             say("it has been started before; watching")
         elif all(every(job, steps(job, place)) for steps in (gcloud.send, gcloud.setup, gcloud.start)):
             say(f"it runs on {job.on.hosts} hosts")
@@ -263,8 +270,15 @@ def go(job: Job, place: Place, keep: bool, poll: float) -> int:
     try:
         code = supervise(job, attempts(job, place, poll), poll)
     except KeyboardInterrupt:
-        print("\nthe job and its machines go on; --delete ends both", file=sys.stderr)
-        raise exits.Stopped from None
+        watched = "the job and its machines go on; the same command watches again, --delete ends both"
+        raise exits.Stopped(watched) from None
+    except Deleted as e:
+        say(f"{e}; what it had saved is in {job.workdir or 'its run directory'}")
+        return 1
+    except BaseException:
+        delete = shlex.join(gcloud.delete(job, place).argv)
+        say(f"the machines of {job.name}, if there are any, are left as they are, and cost until: {delete}")
+        raise
     if keep:
         say(f"{job.name} is kept, and costs until it is deleted by --delete")
     else:
@@ -293,6 +307,7 @@ def main(words: list[str]) -> int:
             raise UserError(f"--{flag.name} is missing: --{flag.name}={example}")
     queued = QUEUED.value or tpu_flags.SLICES.value > 1
     place = Place(PROJECT.value, ZONE.value, "HEAD", tpu_flags.SPOT.value, queued, RUNTIME.value, tuple(REQUEST.value))
+    jobs.check_words("--request", place.options)
     where = "it comes with the Google Cloud SDK"
     if (asked := cluster_flags.asked()) is not None:
         jobs.need("gcloud", where)

@@ -26,7 +26,8 @@ def has_diverged(workdir) -> bool:
 
 
 class Stopped(Exception):
-    """Ended early in an orderly way, preempted and saved. Exit code 42: the same command goes on from here."""
+    """Ended early in an orderly way. Exit code 42: the same command goes on from here. Without a message of its own it
+    was preempted, and has saved."""
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ case "$3 $4" in
   *" delete") : >"$nodes"; : >"$requests"; rm -rf "$STUBS/hosts" ;;
   "tpu-vm scp") for i in 0 1; do mkdir -p "$STUBS/hosts/$6w-$i"; cp "$5" "$STUBS/hosts/$6w-$i/"; done ;;
   "tpu-vm ssh")
+    case "$*" in *" state;"*) [ ! -e "$STUBS/slow" ] || sleep 30 ;; esac
     worker="$(flag worker)"
     [ "$worker" != all ] || worker="0 1"
     for i in $worker; do

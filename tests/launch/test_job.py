@@ -1,5 +1,6 @@
 """The description of a job: what is refused and with which words, what is shown, and the goldens of dry runs."""
 
+import json
 import os
 import re
 import shutil
@@ -9,7 +10,7 @@ import sys
 import pytest
 
 from jaxlm.config import UserError
-from launch import job, slurm, tpus
+from launch import job, secrecy, slurm, tpus
 from launch.job import Job, Processes, Step
 from tests.goldens import make_jobs
 from tests.launch import stubs
@@ -70,6 +71,65 @@ def test_variables_that_are_refused(texts, words):
         job.variables(texts, {"LINES_": "a\nb"})
 
 
+@pytest.mark.parametrize("name", [
+    "HF_TOKEN", "DB_PASS", "PGPASS", "PGPASSWORD", "MYSQL_PWD", "AUTH", "SSH_PASSPHRASE", "AZURE_KEY1", "API_KEY",
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "DATABASE_URL", "SLACK_WEBHOOK", "SLACK_WEBHOOK_URL", "GITHUB_PAT",
+    "MY_CREDENTIALS", "apikey", "SENTRY_DSN",
+])  # fmt: skip
+def test_names_of_secrets(name):
+    with pytest.raises(UserError, match="would be seen by others"):
+        job.variables([f"{name}=abc"], {})
+
+
+@pytest.mark.parametrize("value", [
+    "postgres://me:abc@host/db", "https://hooks.slack.com/services/T0/B0/x", "hf_abcdefghijklmnopqrst",
+    "sk-abcdefghijklmnopqrst", "AKIAABCDEFGHIJKLMNOP", "x eyJhbGciOiJI.eyJzdWIiOi",
+])  # fmt: skip
+def test_forms_of_secrets(value):
+    with pytest.raises(UserError, match="would be seen by others"):
+        job.variables([f"PLACE={value}"], {})
+
+
+@pytest.mark.parametrize("text", [
+    "TOKENIZERS_PARALLELISM=false", "HF_HUB_DISABLE_IMPLICIT_TOKEN=1", "XLA_FLAGS=--xla_a=1", "PROXY=http://h:80/",
+    "PYTHONPATH=/a:/b", "LIBTPU_INIT_ARGS=--a=true", "AUTHOR=me", "KEYBOARD=us",
+])  # fmt: skip
+def test_variables_that_are_no_secrets(text):
+    assert job.variables([text], {})[0] == (tuple(text.split("=", 1)),)
+
+
+@pytest.mark.parametrize(("word", "name"), [
+    ("--set=tools.search.token=abc", "token"),
+    ("--set=objective.reward=Judge(url=x,api_key=abc)", "api_key"),
+    ("--password=abc", "password"),
+    ("metadata=startup-script=export HF_TOKEN=abc", "HF_TOKEN"),
+    ("--set=data.path=s3://me:abc@host/x", "path"),
+    ("hf_abcdefghijklmnopqrst", "a part"),
+])  # fmt: skip
+def test_a_secret_in_a_command_is_refused_and_not_repeated(word, name):
+    described = Job("a", (*TRAIN, word), Processes(1))
+    with pytest.raises(UserError, match=f"the command: the value of {name} looks like a secret") as e:
+        job.validate(described, 1, False)
+    assert "abc" not in str(e.value)
+
+
+@pytest.mark.parametrize("word", ["--judge_key=OPENAI_API_KEY", "--set=a.token=none", "--workdir=gs://b/a"])
+def test_words_that_hold_no_secret(word):
+    assert secrecy.found(word) is None
+
+
+def test_no_path_of_an_experiment_looks_like_a_secret():
+    def paths(node, at=""):
+        for k, v in node.items() if isinstance(node, dict) else ():
+            yield f"{at}{k}"
+            yield from paths(v, f"{at}{k}.")
+
+    files = sorted((ROOT / "tests" / "goldens" / "experiments").glob("*.json"))
+    found = {path for file in files for path in paths(json.loads(file.read_text()))}
+    assert len(found) > 100
+    assert not [path for path in found if secrecy.found(f"--set={path}=8x") is not None]
+
+
 def test_variables():
     assert job.variables(["A=b=c", "KEY_", "B="], {"KEY_": "x"}) == ((("A", "b=c"), ("B", "")), ("KEY_",))
 
@@ -112,6 +172,7 @@ TOUR = ("--", "launch.tour", "--workdir=gs://b/a")
     ("tpu_vm", ["--name=a", "--project=p", "--zone=z", "--accelerator=v5p-8", *TOUR], "gcloud is not installed"),
     ("slurm", ["--name=a", "--nodes=0", "--gpus_per_node=8", *TOUR], "--nodes=N is needed, 1 or more; got 0"),
     ("gke", ["--name=a", "--accelerator=v5p-8", *TOUR], "--image is missing"),
+    ("gke", ["--name=a", "--accelerator=v5p-8", "--image=i", "--max_preemptions=3", *TOUR], "leave it out"),
     ("gke", ["--name=a", "--status", "--logs"], "--status and --logs are one or the other"),
     ("local", ["--processes=0", *TOUR], "a job has one process at least"),
 ])  # fmt: skip

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from jaxlm.config import UserError
 from launch import job as jobs
 from launch import slurm
 from launch.job import Gpus, Job
@@ -105,9 +106,11 @@ def test_what_sbatch_is_given(cluster, monkeypatch):
     text = (cluster / "submitted").read_text()
     for line in ("--ntasks-per-node=2", "--gpus-per-node=2", "--time=1-00:00:00", "--signal=TERM@600", "--requeue"):
         assert f"#SBATCH {line}\n" in text
-    assert "#SBATCH --export=HF_TOKEN\n" in text and "#SBATCH --partition=gpu\n" in text
+    assert "#SBATCH --export=ALL,HF_TOKEN\n" in text and "#SBATCH --partition=gpu\n" in text
     assert "hf_very" not in text + "".join(stubs.calls(cluster))
     assert "#SBATCH --export=NONE\n" in slurm.script(JOB, slurm.Place())
+    with pytest.raises(UserError, match="--sbatch: the value of HF_TOKEN looks like a secret"):
+        slurm.check_place(slurm.Place(options=("export=ALL,HF_TOKEN=x",)))
 
 
 def test_looking_at_a_job(cluster, capfd):

@@ -7,6 +7,7 @@ import pytest
 from jaxlm.config import UserError
 from jaxlm.run import exits
 from launch import gcloud, tpu_vm, tpus
+from launch import job as jobs
 from launch.job import Job
 from tests.launch import stubs
 
@@ -122,6 +123,7 @@ def test_the_same_command_watches_what_runs_and_another_is_refused(cloud):
     assert go(keep=True) == 0
     assert go(keep=True) == 0
     assert len(stubs.calls(cloud, "scp")) == 1 and (cloud / "starts").read_text().count("starts") == 2
+    assert not stubs.calls(cloud, "delete")
     hosts(cloud, w_0="hang", w_1="hang")
     for steps in (gcloud.setup, gcloud.start):
         assert tpu_vm.every(JOB, steps(dataclasses.replace(JOB, command=("launch.train", "--other")), PLACE))
@@ -131,11 +133,56 @@ def test_the_same_command_watches_what_runs_and_another_is_refused(cloud):
     assert {h.code for h in tpu_vm.hosts(JOB, PLACE)} == {137}
 
 
-def test_deleted_by_somebody_stays_deleted(cloud):
+def test_what_ended_badly_on_machines_that_were_kept_runs_again(cloud, capfd):
+    hosts(cloud, w_0="2 0", w_1="2 0")
+    assert go(keep=True) == 2
+    assert go(keep=True) == 0
+    assert "it has ended before, with exit code 2; it runs again" in capfd.readouterr().out
+    assert (cloud / "starts").read_text().count("a-w-0 starts") == 2 and len(stubs.calls(cloud, "create")) == 1
+
+
+def test_a_connection_that_hangs_is_no_answer(cloud, monkeypatch, capfd):
+    monkeypatch.setattr(gcloud, "LOOK_SECONDS", 0.1)
+    hosts(cloud, w_0="0", w_1="0")
+    (cloud / "slow").touch()
+    assert go(dataclasses.replace(JOB, max_failures=0)) == 255
+    assert f"not all hosts have answered {tpu_vm.UNREACHABLE_POLLS} times in a row" in capfd.readouterr().out
+
+
+def test_a_command_that_takes_too_long_ends_with_what_it_has_started():
+    hanging = jobs.Step(("bash", "-c", "sleep 30 & echo begun; wait"), seconds=0.1)
+    for capture in (True, False):
+        done = jobs.run(hanging, JOB, capture=capture)
+        assert done.returncode == jobs.EXIT_TIMED_OUT and jobs.last_line(done) == "no answer within 0.1 s"
+    steps = [s for make in (gcloud.send, gcloud.setup, gcloud.start, gcloud.ask, gcloud.stop) for s in make(JOB, PLACE)]
+    queued = dataclasses.replace(PLACE, queued=True)
+    steps += [f(JOB, p) for f in (gcloud.create, gcloud.delete) for p in (PLACE, queued)] + gcloud.log(JOB, PLACE, "0")
+    assert all(s.seconds for s in [*steps, gcloud.listing(PLACE, True)])
+
+
+def raising(error):
+    def watch(*_):
+        raise error
+
+    return watch
+
+
+def test_whoever_stops_watching_or_finds_a_bug_hears_of_the_machines(cloud, monkeypatch, capfd):
     hosts(cloud, w_0="hang", w_1="hang")
-    attempt = tpu_vm.attempts(JOB, PLACE, POLL)
-    (cloud / "build").mkdir()
-    assert tpu_vm.every(JOB, [gcloud.archive(JOB, PLACE)])
+    monkeypatch.setattr(tpu_vm, "watch", raising(KeyboardInterrupt()))
+    with pytest.raises(exits.Stopped, match="the job and its machines go on; the same command watches again"):
+        go()
+    monkeypatch.setattr(tpu_vm, "watch", raising(OSError("no more files")))
+    with pytest.raises(OSError, match="no more files"):
+        go()
+    said = [line for line in capfd.readouterr().out.splitlines() if "cost until" in line]
+    assert len(said) == 1 and "gcloud compute tpus tpu-vm delete a --project=p --zone=z" in said[0]
+    assert not stubs.calls(cloud, "delete")
+    assert tpu_vm.every(JOB, gcloud.stop(JOB, PLACE))
+
+
+def test_deleted_by_somebody_stays_deleted(cloud, capfd):
+    hosts(cloud, w_0="hang", w_1="hang")
 
     def delete_soon(job, place):
         tpu_vm.every(job, gcloud.stop(job, place))
@@ -144,9 +191,11 @@ def test_deleted_by_somebody_stays_deleted(cloud):
     watch = tpu_vm.watch
     with pytest.MonkeyPatch.context() as m:
         m.setattr(tpu_vm, "watch", lambda *a: (delete_soon(JOB, PLACE), watch(*a))[1])
-        with pytest.raises(exits.Stopped):
-            attempt()
-    assert len(stubs.calls(cloud, "create")) == 1
+        assert go() == 1
+    assert "somebody has deleted a, and the job has ended with it; what it had saved is in gs://b/a" in (
+        capfd.readouterr().out
+    )
+    assert len(stubs.calls(cloud, "create")) == len(stubs.calls(cloud, "delete")) == 1
 
 
 def test_states_that_cannot_be_read_are_said(cloud, capfd):
