@@ -151,12 +151,15 @@ def search_schemes(e, t: topology.Topology, devices: list, report: Report) -> di
         fits = "" if c.fits else "  does not fit"
         least, most = c.seconds
         report.say(f"  {least:8.3g} to {most:8.3g} s, {c.bytes / GiB:6.1f} GiB a chip{fits}  {' '.join(c.settings)}")
+    told = {"candidates": [{"settings": c.settings, "bytes": c.bytes, "seconds": c.seconds} for c in ranked]}
     out = []
+    report.save(told | {"stages": out})
     for c in ranked[: SEARCH_COMPILES.value]:
         mesh = sharding.make_mesh(c.experiment.mesh, devices)
         r, tips = compile_one(search.gradient_step(pod.stages(c.experiment, mesh)), c.experiment, t, mesh)
         out.append(r | {"settings": c.settings, "arithmetic": {"bytes": c.bytes, "seconds": c.seconds}, "advice": tips})
         report.say(f"\n{' '.join(c.settings)}\n{compiled.as_text(r, tips)}")
+        report.save(told | {"stages": out})
     out.sort(key=lambda r: (not r["fits"], r["estimate"]["least"] + r["estimate"]["most"]))
     if out:
         report.say("\nas compiled, the best first:")
@@ -164,10 +167,7 @@ def search_schemes(e, t: topology.Topology, devices: list, report: Report) -> di
         e, fits = r["estimate"], "fits" if r["fits"] else "does not fit"
         took = f"{e['least']:8.3g} to {e['most']:8.3g} s, {r['total'] / GiB:6.1f} GiB a chip, {fits}"
         report.say(f"  {took}  {' '.join('--set=' + repr(s) for s in r['settings'])}")
-    return {
-        "candidates": [{"settings": c.settings, "bytes": c.bytes, "seconds": c.seconds} for c in ranked],
-        "stages": out,
-    }
+    return told | {"stages": out}
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ from jaxlm.run.compiled import COMFORT
 from jaxlm.run.experiment import Experiment
 from jaxlm.run.topology import Topology
 from jaxlm.sharding import MeshConfig
+from jaxlm.steps.policy import PolicyGradient
 
 REMAT = ("none", "dots", "full")
 
@@ -39,32 +40,41 @@ def schemes(e: Experiment, chips: int, slices: int) -> list[MeshConfig]:
     return [MeshConfig(slices, None, t, c) for t in tensor for c in context if each % (t * c) == 0 and t * c <= 16]
 
 
+def cuts(e: Experiment, mesh) -> list[int]:
+    """Numbers of microbatches to try: the powers of two that leave each device a row of what is cut, a batch or, in
+    reinforcement learning, a minibatch of it."""
+    minibatches = e.objective.minibatches if isinstance(e.objective, PolicyGradient) else 1
+    rows = e.train.batch_size // (mesh.shape["replica"] * mesh.shape["fsdp"] * minibatches)
+    return [2**k for k in range(max(1, rows.bit_length()))]
+
+
 def candidates(e: Experiment, t: Topology, make_mesh) -> list[Candidate]:
-    """Every mesh and remat policy with the fewest microbatches that fit by arithmetic, the fastest first; those that
-    fit with no number of microbatches come last."""
-    found = []
+    """Every mesh and remat policy that training would take, with the fewest microbatches that fit by arithmetic, the
+    fastest first; those that fit with no number of microbatches come last. `UserError` when training takes none."""
+    found, refused = [], None
     for mesh_config in schemes(e, t.size, t.slices):
         mesh = make_mesh(mesh_config)
-        rows = e.train.batch_size / (mesh.shape["replica"] * mesh.shape["fsdp"])
         for remat in REMAT:
-            for accumulation in (2**k for k in range(12)):
-                if accumulation > rows or rows % accumulation:
-                    break
+            one = None
+            for accumulation in cuts(e, mesh):
                 tried = dataclasses.replace(
                     e,
                     mesh=mesh_config,
                     model=dataclasses.replace(e.model, remat=remat),
                     train=dataclasses.replace(e.train, accumulation=accumulation),
                 )
+                try:
+                    pod.check(tried, mesh)
+                except UserError as why:
+                    refused = refused or why
+                    continue
                 one = _estimated(tried, t, mesh)
                 if one.fits:
                     break
-            else:
-                accumulation = 0
-            if rows >= 1 and rows == int(rows):
+            if one is not None:
                 found.append(one)
     if not found:
-        raise UserError(f"train.batch_size {e.train.batch_size} cannot be spread over any mesh of {t.size} chips")
+        raise UserError(f"no mesh of {t.size} chips can train this; of the first: {refused}")
     return sorted(found, key=lambda c: (not c.fits, sum(c.seconds) if c.fits else c.bytes))
 
 

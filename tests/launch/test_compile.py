@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import types
 
 import jax
 import pytest
@@ -9,6 +10,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from jaxlm.config import UserError
+from jaxlm.run import compiled
 from launch import compile as program
 
 flags.FLAGS.set_gnu_getopt(True)
@@ -47,6 +49,41 @@ def test_bad_input(options, told):
 def test_without_libtpu():
     with pytest.raises(UserError, match=r"pip install -e '\.\[tpu\]'"):
         run(experiment="pretrain_tiny", topology="v5e-4")
+
+
+def test_the_search_saves_as_it_grows(tmp_path, monkeypatch, capsys):
+    """With another's word for what the compiler makes of a program, and with 8 devices of the CPU for chips."""
+    seen = []
+
+    def measure(stage, t, mesh, keep):
+        seen.append(stage.name)
+        if len(seen) > 2:
+            raise RuntimeError("a bug of the compiler")
+        sizes = ("argument_size", "output_size", "alias_size", "temp_size", "generated_code_size")
+        memory = types.SimpleNamespace(**{f"{name}_in_bytes": 0 for name in sizes})
+        return compiled.record(stage, t, mesh, "", memory, None, {"lower": 0.0, "compile": 0.0})
+
+    for where, name, value in (
+        (program.topology, "devices", lambda t: jax.devices()),
+        (program.roofline, "bandwidth", lambda *_: 1e9),
+        (compiled, "measure", measure),
+        (program, "versions", dict),
+    ):
+        monkeypatch.setattr(where, name, value)
+    options = {"experiment": "pretrain_tiny", "set": [*SETS, "evaluation.batch_size=8"], "topology": "v5e-8"}
+    options |= {"search": True, "out": str(tmp_path)}
+    assert run(**options, search_compiles=1) == 0
+    result, out = json.loads((tmp_path / "compile.json").read_text()), capsys.readouterr().out
+    (stage,), ranked = result["stages"], result["candidates"]
+    assert stage["stage"] == "train" and stage["settings"] == ranked[0]["settings"] and len(ranked) > 3
+    assert "by arithmetic, a gradient step:" in out and "as compiled, the best first:" in out
+    assert out in (tmp_path / "table.txt").read_text()
+    seen[:] = []
+    with pytest.raises(RuntimeError, match="a bug of the compiler"):
+        run(**options, search_compiles=3)
+    kept = json.loads((tmp_path / "compile.json").read_text())
+    assert len(kept["candidates"]) == len(ranked) and len(kept["stages"]) == 2
+    assert kept["stages"][0]["settings"] == ranked[0]["settings"]
 
 
 def test_slices_become_replicas():

@@ -205,8 +205,22 @@ def test_the_search_ranks_by_arithmetic(monkeypatch):
 def test_a_batch_that_no_mesh_can_share():
     e = dataclasses.replace(tiny("pretrain_tiny"), mesh=MeshConfig())
     odd = config.override(e, {"train.batch_size": 3})
-    with pytest.raises(UserError, match="batch_size 3 cannot be spread"):
+    with pytest.raises(UserError, match=r"no mesh of 8 chips can train this; .* batch_size 3 must be a multiple"):
         search.candidates(odd, T, sharding.make_mesh)
+
+
+def test_the_search_offers_what_training_takes(monkeypatch):
+    monkeypatch.setattr(roofline, "bandwidth", lambda *_: 1e9)
+    e = tiny("pretrain_tiny", "mesh=MeshConfig()", "evaluation.batch_size=4")
+    assert {c.experiment.mesh.tensor for c in search.candidates(e, T, sharding.make_mesh)} == {2}  # 4 share a batch
+
+
+def test_microbatches_are_cut_from_minibatches():
+    e = tiny("ppo_tiny", "objective.max_tokens=8", "objective.minibatches=2", "train.batch_size=32")
+    four = sharding.make_mesh(MeshConfig(fsdp=4, tensor=2))
+    assert search.cuts(e, four) == [1, 2, 4]
+    assert search.cuts(config.override(e, {"objective.minibatches": 32}), four) == [1]
+    assert search.cuts(tiny("pretrain_tiny", "train.batch_size=24"), four) == [1, 2, 4]
 
 
 # ---------------------------------------------------------------------------------------------------------- the mesh

@@ -11,7 +11,7 @@ sbatch --parsable <<'END'
 #SBATCH --signal=TERM@600
 #SBATCH --open-mode=append
 #SBATCH --output=runs/slurm/ppo1-%j.log
-#SBATCH --export=HF_TOKEN
+#SBATCH --export=ALL,HF_TOKEN
 #SBATCH --requeue
 #SBATCH --partition=gpu
 set -u
