@@ -22,6 +22,7 @@ from jaxlm.run import exits
 VARIABLES = ("JAXLM_COORDINATOR", "JAXLM_PROCESSES", "JAXLM_PROCESS")
 LOOPBACK = ("127.0.0.1", "localhost")
 HINT_AFTER = 60  # seconds
+LOST_AFTER = 20  # seconds without a sign of life of one process, and all the others end; jax would wait for 100
 TPU_DEVICES = ("/dev/accel*", "/dev/vfio/[0-9]*")
 
 
@@ -98,6 +99,7 @@ def join(environ: Mapping[str, str]) -> None:
     late = f"{who} has waited {HINT_AFTER} s for the others{where}: do all of them run, and reach one another?"
     with hint(late):
         if found is None:
-            jax.distributed.initialize()
+            jax.distributed.initialize(heartbeat_timeout_seconds=LOST_AFTER)
         else:
-            jax.distributed.initialize(**found, cluster_detection_method="deactivate")
+            found |= {"cluster_detection_method": "deactivate", "heartbeat_timeout_seconds": LOST_AFTER}
+            jax.distributed.initialize(**found)

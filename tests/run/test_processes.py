@@ -46,6 +46,16 @@ def test_clusters(monkeypatch):
     assert not processes.on_cluster({})
 
 
+@pytest.mark.parametrize(("variables", "clustered"), [(environ(), False), ({}, True)])
+def test_the_others_end_soon_after_one_has_died(monkeypatch, variables, clustered):
+    asked = []
+    monkeypatch.setattr(processes, "on_cluster", lambda _: clustered)
+    monkeypatch.setattr(processes.jax.distributed, "initialize", lambda **options: asked.append(options))
+    processes.join(variables)
+    assert asked[0]["heartbeat_timeout_seconds"] <= 30
+    assert asked[0].get("num_processes") == (None if clustered else 2)
+
+
 def test_a_hint_comes_late_and_once(capsys):
     with processes.hint("too quick to be said", 60):
         pass
