@@ -8,6 +8,10 @@ usage:
 Edits come first, then the settings, each in the order given. A setting's value is a number, true or false, none, a
 text, a,b,c for a tuple, or a component with its own settings: --set='optimizer=Muon(lr=0.02)'.
 
+A run that has begun goes on only with the definition, data and tokenizer that it was begun with, but for what is only
+logged, kept or placed; a refusal shows what differs. --allow=data,optimizer.lr lets just that differ: "data",
+"tokenizer" or paths of the definition, with all below them. lineage.json then tells of it.
+
 examples:
   python -m launch.train --experiment=pretrain_tiny --workdir=runs/a1
   python -m launch.train --experiment=pretrain_tiny --edit=muon --set=train.steps=500 --workdir=runs/a2
@@ -23,13 +27,14 @@ from absl import flags
 
 import experiments  # noqa: F401  registers definitions and edits
 from jaxlm import config
-from jaxlm.run import exits, processes, rl
+from jaxlm.run import exits, lineage, processes, rl
 from launch import common
 
 EXPERIMENT = flags.DEFINE_string("experiment", None, "Name of the definition; --list shows them.")
 EDIT = flags.DEFINE_multi_string("edit", [], "Named ablation, applied before --set; may be repeated.")
 SET = flags.DEFINE_multi_string("set", [], "path=value in the definition; may be repeated.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder that holds everything of the run.")
+ALLOW = flags.DEFINE_list("allow", [], "What may differ from the run that --workdir holds, by name.")
 LIST = flags.DEFINE_bool("list", False, "List experiments and edits, and exit.")
 SHOW = flags.DEFINE_bool("show", False, "Print the resolved definition and its difference to the named one, and exit.")
 
@@ -51,7 +56,7 @@ def main() -> int:
         return exits.EXIT_DONE
     if WORKDIR.value is None:
         raise config.UserError("--workdir=DIR is missing: the folder that is to hold the run")
-    with processes.joined():
+    with processes.joined(), lineage.allowing(WORKDIR.value, ALLOW.value, e):
         return rl.run(e, WORKDIR.value, base)
 
 

@@ -1,13 +1,18 @@
 """Where a run comes from: the environment it ran in, the hashes of what it was made of, and that it is still itself."""
 
+import contextlib
+import contextvars
+import dataclasses
 import importlib.metadata
 import os
 import pathlib
 import platform
 import subprocess
 import time
+from collections.abc import Iterable, Sequence
 
 import jax
+from absl import logging
 
 import jaxlm
 from jaxlm import config, storage
@@ -91,13 +96,17 @@ def environment() -> dict:
     }
 
 
+def _time() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
 def write_environment(workdir) -> None:
     """Adds this start to `environment.json`: {"schema_version", "starts": [{"time" in UTC, ...}, ...]}."""
     if jax.process_index() != 0:
         return
     p = storage.path(workdir) / "environment.json"
     starts = storage.read_json(p)["starts"] if p.exists() else []
-    now = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())} | environment()
+    now = {"time": _time()} | environment()
     storage.write_json(p, {"schema_version": SCHEMA_VERSION, "starts": [*starts, now]})
 
 
@@ -109,6 +118,51 @@ def write_lineage(workdir, hashes: dict, **parents) -> None:
         storage.write_json(storage.path(workdir) / "lineage.json", record)
 
 
+# ------------------------------------------------------------------------------------------------ what must be the same
+HELD = ("model", "lora")  # the checkpoints have their shapes
+
+
+@dataclasses.dataclass
+class _Allowed:
+    workdir: object
+    names: tuple[str, ...]
+    lines: list[str]  # of the definition, that differ and may
+
+
+_allowed: contextvars.ContextVar[_Allowed | None] = contextvars.ContextVar("allowed", default=None)
+
+
+@contextlib.contextmanager
+def allowing(workdir, names: Sequence[str], cfg):
+    """Inside, the run of `workdir` goes on though it differs from what it was in what goes by these names, which its
+    `lineage.json` then tells: "data", "tokenizer", or paths of its definition `cfg`, each with all below it."""
+    known = [*(f.name for f in dataclasses.fields(cfg)), "tokenizer"]
+    for name in names:
+        if (first := name.split(".")[0]) in HELD:
+            raise UserError(f"--allow={name}: the checkpoints hold arrays of the {first} that they were begun with")
+        if first not in known:
+            raise UserError(f"--allow={name}: the definition has no such part; {config.nearest(first, known)}")
+    token = _allowed.set(_Allowed(workdir, tuple(names), []))
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+def _may_differ(path: str) -> bool:
+    """path: in a definition; what is made of the data stands under "data" and "data.tokenizer"."""
+    now = _allowed.get()
+    names = () if now is None else ["data.tokenizer" if n == "tokenizer" else n for n in now.names]
+    return any(path == n or path.startswith(f"{n}.") for n in names)
+
+
+def _otherwise(paths: Iterable[str]) -> str:
+    """The end of a refusal: another folder, or, where the program has a way to say it, the same one all the same."""
+    can = [path for path in dict.fromkeys(paths) if path.split(".")[0] not in HELD]
+    offered = f", or go on all the same with --allow={','.join(can)}" if can and _allowed.get() is not None else ""
+    return f"choose another --workdir{offered}"
+
+
 def _flat(hashes: dict, prefix: str = "") -> dict[str, str]:
     out = {}
     for k, v in hashes.items():
@@ -116,20 +170,51 @@ def _flat(hashes: dict, prefix: str = "") -> dict[str, str]:
     return out
 
 
-def check_same_data(saved: dict, now: dict) -> None:
-    """Raises `UserError` when the data of a checkpoint (hashes by stage) is not the data of this run."""
+def _changed(saved: dict, now: dict) -> list[str]:
+    """Lines of "stage: saved -> now"; `UserError` where they may not differ."""
     a, b = _flat(saved), _flat(now)
-    if changed := [k for k in dict.fromkeys([*a, *b]) if a.get(k) != b.get(k)]:
+    changed = [k for k in dict.fromkeys([*a, *b]) if a.get(k) != b.get(k)]
+    lines = [f"{k}: {str(a.get(k, 'none'))[:12]} -> {str(b.get(k, 'none'))[:12]}" for k in changed]
+    causes = [k for k in changed if k != "packed"] or changed  # rows are packed anew with whatever they are made of
+    paths = ["data.tokenizer" if k == "tokenizer" else "data" for k in causes]
+    if not all(map(_may_differ, paths)):
         raise UserError(
-            f"the data has changed since the checkpoint was written: {', '.join(changed)}; "
-            "bring the former data back, or choose another --workdir"
+            f"the data has changed since the checkpoint was written: {'; '.join(lines)}; bring the former data back, "
+            + _otherwise(paths)
         )
+    return lines
+
+
+def check_same_data(saved: dict, now: dict) -> None:
+    """Raises `UserError` when the data of a checkpoint (hashes by stage) is not the data of this run. What differs and
+    may (`allowing`) is told, and goes into `lineage.json` with the hashes that hold from now on."""
+    lines, allowed = _changed(saved, now), _allowed.get()
+    if allowed is None or not (lines := [*allowed.lines, *lines]):
+        return
+    logging.warning("%s goes on though it differs: %s", allowed.workdir, "; ".join(lines))
+    if jax.process_index() == 0:
+        p = storage.path(allowed.workdir) / "lineage.json"
+        had = storage.read_json(p)
+        told = {"time": _time(), "differences": lines}
+        storage.write_json(p, had | {"hashes": now, "allowed": [*had.get("allowed", []), told]})
+
+
+def check_same_tokenizer(workdir, now: str) -> None:
+    """As `check_same_data`, of the tokenizer alone: before a run's own is written over."""
+    p = storage.path(workdir) / "lineage.json"
+    had = storage.read_json(p)["hashes"].get("tokenizer") if p.exists() else None
+    if had is not None:
+        _changed({"tokenizer": had}, {"tokenizer": now})
 
 
 def check_same_experiment(workdir, cfg, parts: tuple[str, ...] = ("",)) -> None:
     """Raises `UserError` when `workdir` holds a run of another definition, and names the paths that differ."""
-    if lines := differences(workdir, cfg, parts):
-        raise UserError(f"{held(workdir, lines)}; choose another --workdir")
+    lines = differences(workdir, cfg, parts)
+    paths = [line.split(":", 1)[0] for line in lines]
+    if not all(map(_may_differ, paths)):
+        raise UserError(f"{held(workdir, lines)}; {_otherwise(paths)}")
+    if lines:
+        _allowed.get().lines[:] = lines
 
 
 def held(workdir, lines: list[str]) -> str:

@@ -60,6 +60,11 @@ def test_another_experiment_is_named_by_its_differences(tmp_path):
 
 
 @dataclasses.dataclass(frozen=True)
+class Whole:
+    data: Train = Train()
+
+
+@dataclasses.dataclass(frozen=True)
 class Several:
     first: Definition = Definition()
     second: Definition = Definition()
@@ -93,8 +98,53 @@ def test_a_workdir_that_cannot_be_read(tmp_path):
 
 def test_data_that_changed_is_named():
     lineage.check_same_data({"corpus": {"a": "1"}, "tokenizer": "2"}, {"tokenizer": "2", "corpus": {"a": "1"}})
-    with pytest.raises(UserError, match="changed since the checkpoint was written: corpus/a, packed"):
-        lineage.check_same_data({"corpus": {"a": "1"}}, {"corpus": {"a": "2"}, "packed": "3"})
+    with pytest.raises(UserError) as e:
+        lineage.check_same_data({"corpus": {"a": "1" * 64}}, {"corpus": {"a": "2" * 64}, "packed": "3"})
+    assert f"corpus/a: {'1' * 12} -> {'2' * 12}; packed: none -> 3; bring the former data back" in str(e.value)
+    assert str(e.value).endswith("choose another --workdir")  # who has no --allow is not told of it
+
+
+OLD, NEW = {"corpus": "1", "tokenizer": "2", "packed": "3"}, {"corpus": "1", "tokenizer": "4", "packed": "5"}
+
+
+def test_what_is_allowed_by_name_may_differ_and_is_recorded(tmp_path):
+    w = workdir_of(tmp_path)
+    lineage.write_lineage(w, OLD, parent={"step": 5})
+    other = config.override(Definition(), {"model.vocab_size": 64, "train.batch_size": 8})
+    refused = pytest.raises(UserError, match=r"4 -> 8 .*; choose another --workdir, or .* --allow=train\.batch_size$")
+    with lineage.allowing(w, (), Definition()), refused:
+        lineage.check_same_experiment(w, other)
+    for names in (["train.batch_size"], ["checkpoint", "train"]):
+        with lineage.allowing(w, names, Definition()):
+            lineage.check_same_experiment(w, other)
+            lineage.check_same_tokenizer(w, "2")
+            with pytest.raises(UserError, match=r"tokenizer: 2 -> 4; .* --allow=data\.tokenizer$"):
+                lineage.check_same_tokenizer(w, "4")
+            with pytest.raises(UserError, match=r"tokenizer: 2 -> 4; packed: 3 -> 5; .* --allow=data\.tokenizer$"):
+                lineage.check_same_data(OLD, NEW)
+            lineage.check_same_data(OLD, OLD)
+    told = json.loads((w / "lineage.json").read_text())["allowed"]
+    assert [t["differences"] for t in told] == [["train.batch_size: 4 -> 8"]] * 2
+
+
+@pytest.mark.parametrize("name", ["data", "tokenizer", "data.tokenizer"])
+def test_an_allowed_tokenizer(tmp_path, name):
+    lineage.write_lineage(tmp_path, OLD, parent={"step": 5})
+    with lineage.allowing(tmp_path, [name], Whole()):
+        lineage.check_same_tokenizer(tmp_path, "4")
+        lineage.check_same_data(OLD, NEW)
+    got = json.loads((tmp_path / "lineage.json").read_text())
+    assert got["hashes"] == NEW and got["parent"] == {"step": 5}
+    assert [told["differences"] for told in got["allowed"]] == [["tokenizer: 2 -> 4", "packed: 3 -> 5"]]
+    with lineage.allowing(tmp_path, [], Whole()):
+        lineage.check_same_data(NEW, NEW)
+    assert json.loads((tmp_path / "lineage.json").read_text()) == got
+
+
+@pytest.mark.parametrize(("name", "words"), [("model.width", "hold arrays of the model"), ("trian", "nearest: train")])
+def test_what_cannot_be_allowed(tmp_path, name, words):
+    with pytest.raises(UserError, match=words), lineage.allowing(tmp_path, [name], Definition()):
+        pass
 
 
 def test_environment_keeps_every_start_and_names_nobody(tmp_path):
