@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 
 from etils import epath
 
@@ -43,7 +44,8 @@ def write_bytes(p, data: bytes) -> None:
     if "://" in os.fspath(p):
         p.write_bytes(data)  # object stores publish an object only when it is complete
         return
-    temporary = p.parent / f".{p.name}.{os.getpid()}.tmp"
+    # The same process id may be in use on another machine that shares the disk.
+    temporary = p.parent / f".{p.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
     with disk_errors(p):
         try:
             p.parent.mkdir(parents=True, exist_ok=True)

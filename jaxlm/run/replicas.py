@@ -280,6 +280,8 @@ def train_together(runs: Mapping[str, Experiment], base: Experiment | None = Non
 
     with contextlib.ExitStack() as closing:
         roots = [train.open_workdir(x, w, base, data.tokenizer) for x, w in zip(experiments, workdirs)]
+        closing.enter_context(Watchdog(clock, e.train.hang_seconds, roots[0]))
+        closing.enter_context(loop.memory_advice("a smaller --at_once, "))
         checkpoints = [closing.enter_context(Checkpoints(root, e.checkpoint)) for root in roots]
         found = common_step(checkpoints)
         if found is None:
@@ -323,11 +325,7 @@ def train_together(runs: Mapping[str, Experiment], base: Experiment | None = Non
 
         rows, seeds = e.train.batch_size * len(runs), [x.seed for x in experiments]
         try:
-            with (
-                Loader(data.train, rows, seeds, mesh, first=first) as loader,
-                Watchdog(clock, e.train.hang_seconds, roots[0]),
-                loop.memory_advice("a smaller --at_once, "),
-            ):
+            with Loader(data.train, rows, seeds, mesh, first=first) as loader:
                 s, code = loop.run(
                     s,
                     step_function(experiments, mesh, reference),

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import numpy as np
 
 from jaxlm import rng, storage
@@ -77,6 +78,8 @@ class Evaluation:
         return -values["eval/score"]
 
     def _keep(self, n: int, found: list[Sample], trainer) -> None:
+        if jax.process_index() != 0:
+            return
         said = [
             {"prompt": x.prompt.id, "temperature": x.temperature, "finish_reason": x.reply.completion.finish_reason,
              "asked": trainer.sampler.tokenizer.decode(x.prompt_ids),
@@ -149,7 +152,8 @@ def preflight(e, trainer, s, progress, root) -> None:
         done.append(checks.leak_check(texts, [x.prompt.metadata["answer"] for x in found]))
     verdict = checks.Preflight(tuple(done))
     table = checks.table(verdict)
-    storage.write_text(root / "preflight.txt", table + "\n")
+    if jax.process_index() == 0:
+        storage.write_text(root / "preflight.txt", table + "\n")
     progress.say(f"preflight:\n{table}")
     if p.preflight == "stop" and not verdict.go:
         raise UserError(f"preflight says {table.splitlines()[-1]}; objective.preflight=warn goes on all the same")

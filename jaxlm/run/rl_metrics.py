@@ -9,6 +9,7 @@ import math
 import textwrap
 from collections.abc import Collection, Mapping, Sequence
 
+import jax
 import numpy as np
 
 from jaxlm import storage
@@ -136,6 +137,9 @@ def key_of(name: str) -> str | None:
 
 
 def write_help(workdir) -> None:
+    if jax.process_index() != 0:
+        return
+
     def bound(x: float) -> float | None:
         return x if math.isfinite(x) else None
 

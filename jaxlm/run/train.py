@@ -14,7 +14,7 @@ from jaxlm.data.prepare import Prepared, cache_root
 from jaxlm.data.tokenizer import Saved
 from jaxlm.nn import heads, lora, transformer
 from jaxlm.run import exits, goodput, lineage, load, loop, objectives, report
-from jaxlm.run.checkpoint import Checkpoints
+from jaxlm.run.checkpoint import Checkpoints, steps_saved
 from jaxlm.run.experiment import Experiment, prepared, validate
 from jaxlm.run.goodput import Clock
 from jaxlm.run.log import MetricsLog, Progress, peak_flops
@@ -204,12 +204,19 @@ def rates(e: Experiment, reference, devices: int) -> tuple[dict[str, float], str
 
 
 def open_workdir(e: Experiment, workdir, base: Experiment | None, tokenizer):
-    """The run directory with what is known before the first step; returns its path."""
+    """The run directory with what is known before the first step; returns its path.
+
+    Process 0 writes it. The others meet it when they open the checkpoints, before they read any of it. `UserError` when
+    the run was saved with another tokenizer, which stays.
+    """
     root = storage.make_dir(workdir)
-    storage.write_text(root / "config.json", config.to_json(e))
-    storage.write_text(root / "diff.txt", "".join(f"{line}\n" for line in config.diff(base or e, e)))
-    lineage.write_environment(root)
-    tokenizer.save(root / "tokenizer")
+    if steps_saved(root):
+        lineage.check_same_tokenizer(root, tokenizer.hash)
+    if jax.process_index() == 0:
+        storage.write_text(root / "config.json", config.to_json(e))
+        storage.write_text(root / "diff.txt", "".join(f"{line}\n" for line in config.diff(base or e, e)))
+        lineage.write_environment(root)
+        tokenizer.save(root / "tokenizer")
     return root
 
 
@@ -222,60 +229,58 @@ def train(e: Experiment, workdir, base: Experiment | None = None) -> int:
     e, data = settle(e, workdir, mesh.shape["replica"] * mesh.shape["fsdp"])
 
     root = open_workdir(e, workdir, base, data.tokenizer)
-    checkpoints = Checkpoints(root, e.checkpoint)
-    found = checkpoints.latest()
-    if found is None:
-        records = objectives.origin_records(e)
-        s = initial_state(e, mesh, records)
-        lineage.write_lineage(root, data.hashes, **records)
-    else:
-        with clock.phase("restore"):
-            s, metadata = checkpoints.restore(state.abstract(e.model, e.optimizer, mesh, e.lora, e.heads), found)
-        lineage.check_same_data(metadata["hashes"], data.hashes)
-        records = storage.read_json(root / "lineage.json")
-    reference = objectives.read_reference(e, mesh, records)
+    # The data may take as long as it is large; from here on nothing takes long without a phase that ends.
+    with Watchdog(clock, e.train.hang_seconds, root), loop.memory_advice():
+        checkpoints = Checkpoints(root, e.checkpoint)
+        found = checkpoints.latest()
+        if found is None:
+            records = objectives.origin_records(e)
+            s = initial_state(e, mesh, records)
+            lineage.write_lineage(root, data.hashes, **records)
+        else:
+            with clock.phase("restore"):
+                s, metadata = checkpoints.restore(state.abstract(e.model, e.optimizer, mesh, e.lora, e.heads), found)
+            lineage.check_same_data(metadata["hashes"], data.hashes)
+            records = storage.read_json(root / "lineage.json")
+        reference = objectives.read_reference(e, mesh, records)
 
-    per_second, peak = rates(e, reference, mesh.size)
-    log = MetricsLog(root, e.train.tensorboard)
-    progress = Progress(e.train.steps, int(s.step), peak)
-    score = evaluate_function(e, mesh, data.tokenizer, data.valid, reference)
+        per_second, peak = rates(e, reference, mesh.size)
+        log = MetricsLog(root, e.train.tensorboard)
+        progress = Progress(e.train.steps, int(s.step), peak)
+        score = evaluate_function(e, mesh, data.tokenizer, data.valid, reference)
 
-    def evaluate(n, s):
-        values = metrics_of(score(s.params))
-        log.write(n, values)
-        progress.note(n, {k: v for k, v in values.items() if k.count("/") == 2})  # without diagrams
-        return values["eval/all/loss"]
+        def evaluate(n, s):
+            values = metrics_of(score(s.params))
+            log.write(n, values)
+            progress.note(n, {k: v for k, v in values.items() if k.count("/") == 2})  # without diagrams
+            return values["eval/all/loss"]
 
-    recorder = loop.Recorder(
-        first=int(s.step),
-        rates=per_second,
-        max_skipped=e.train.max_skipped,
-        sinks=[log.write, progress.update],
-        clock=clock,
-        skipped=int(s.skipped),
-    )
-    try:
-        with (
-            Loader(data.train, e.train.batch_size, e.seed, mesh, first=int(s.step)) as loader,
-            Watchdog(clock, e.train.hang_seconds, root),
-            loop.memory_advice(),
-        ):
-            s, code = loop.run(
-                s,
-                step_function(e, mesh, reference),
-                loader.batch,
-                e.train.steps,
-                recorder=recorder,
-                log_every=e.train.log_every,
-                evaluate=evaluate,
-                evaluate_every=e.evaluation.every,
-                checkpoints=checkpoints,
-                metadata={"hashes": data.hashes},
-            )
-    finally:
-        progress.close()
-        log.close()
-        checkpoints.close()
+        recorder = loop.Recorder(
+            first=int(s.step),
+            rates=per_second,
+            max_skipped=e.train.max_skipped,
+            sinks=[log.write, progress.update],
+            clock=clock,
+            skipped=int(s.skipped),
+        )
+        try:
+            with Loader(data.train, e.train.batch_size, e.seed, mesh, first=int(s.step)) as loader:
+                s, code = loop.run(
+                    s,
+                    step_function(e, mesh, reference),
+                    loader.batch,
+                    e.train.steps,
+                    recorder=recorder,
+                    log_every=e.train.log_every,
+                    evaluate=evaluate,
+                    evaluate_every=e.evaluation.every,
+                    checkpoints=checkpoints,
+                    metadata={"hashes": data.hashes},
+                )
+        finally:
+            progress.close()
+            log.close()
+            checkpoints.close()
     goodput.tell(root, progress.say)
     if code == exits.EXIT_DONE and (finish := objectives.task(e).finish) is not None:
         finish(e, mesh, s.params, data.valid, root, int(s.step))

@@ -31,8 +31,9 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def _watch(self) -> None:
+        began = time.monotonic()  # what went before was not watched, however long it took
         while not self._done.wait(min(self._limit / 4, 5.0)):
-            if (still := time.monotonic() - self._clock.changed) > self._limit:
+            if (still := time.monotonic() - max(began, self._clock.changed)) > self._limit:
                 print(
                     f"hung: nothing has ended for {still:.0f} s (train.hang_seconds={self._limit:g}); the stacks of "
                     "all threads follow; the same command goes on from the last checkpoint",

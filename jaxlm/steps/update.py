@@ -31,7 +31,7 @@ class Train:
     log_every: int = 10
     skip: tuple[int, ...] = ()  # updates to leave out, by the number that the log gives them, such as bad batches
     max_skipped: int = 50  # so many updates left out in a row, and the run has diverged
-    hang_seconds: float | None = 1800.0  # without an end of a step, evaluation or save, and the process ends
+    hang_seconds: float | None = 1800.0  # without an end of a step, evaluation, save or restore, and it ends
     tensorboard: bool = False
 
 

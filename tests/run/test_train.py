@@ -4,6 +4,8 @@ import dataclasses
 import json
 import os
 import signal
+import threading
+import types
 
 import jax
 import numpy as np
@@ -12,13 +14,13 @@ import pytest
 from jaxlm import config
 from jaxlm.config import UserError
 from jaxlm.data.prepare import ByDocument, Data
-from jaxlm.data.tokenizer import Bytes, Chars
+from jaxlm.data.tokenizer import Bytes, BytesTokenizer, Chars
 from jaxlm.nn import lora
 from jaxlm.nn.lora import LoRA
 from jaxlm.nn.transformer import ModelConfig
 from jaxlm.optim.optimizers import AdamW
 from jaxlm.optim.schedules import Cosine
-from jaxlm.run import checkpoint, exits, goodput, load, train
+from jaxlm.run import checkpoint, exits, goodput, load, rl_evals, rl_metrics, train
 from jaxlm.run.checkpoint import Checkpointing
 from jaxlm.run.experiment import Evaluation, Experiment
 from jaxlm.run.log import read_metrics
@@ -182,6 +184,35 @@ def test_updates_left_out_have_lines_of_their_own_and_stay_out_when_resumed(expe
     assert all(r["train/gradient_norm"] > 0 for r in lines)
     crashed_and_resumed(e, tmp_path / "run", monkeypatch, at=3)
     assert_same(saved(e, tmp_path / "run"), saved(e, tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("this", [0, 1])
+def test_only_process_0_writes(experiment, tmp_path, monkeypatch, this):
+    monkeypatch.setattr(jax, "process_index", lambda: this)
+    root = train.open_workdir(experiment, tmp_path / "run", None, BytesTokenizer())
+    rl_metrics.write_help(root)
+    rl_evals.Evaluation(experiment, None, None, None, None, root)._keep(3, [], None)
+    found = {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()}
+    wanted = {"config.json", "diff.txt", "environment.json", "samples/00000003.jsonl", rl_metrics.HELP_FILE}
+    assert (found >= {*wanted, "tokenizer/tokenizer.json"}) if this == 0 else not found
+
+
+def test_a_beginning_is_watched_and_runs_out_of_memory_like_a_step(experiment, tmp_path, monkeypatch):
+    def too_large(*_):
+        assert "watchdog" in [t.name for t in threading.enumerate()]
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 3000000 bytes.")
+
+    monkeypatch.setattr(train, "initial_state", too_large)
+    with pytest.raises(UserError, match=r"out of memory on cpu \(asked for 3000000 bytes\): set"):
+        train.train(experiment, tmp_path / "run", experiment)
+
+
+def test_a_refused_tokenizer_does_not_replace_the_runs_own(experiment, whole):
+    before = (whole / "tokenizer" / "tokenizer.json").read_bytes()
+    other = types.SimpleNamespace(hash="another", save=lambda folder: pytest.fail("it was written"))
+    with pytest.raises(UserError, match=r"tokenizer: \w{12} -> another; bring the former data back"):
+        train.open_workdir(experiment, whole, None, other)
+    assert (whole / "tokenizer" / "tokenizer.json").read_bytes() == before
 
 
 def test_a_run_that_is_never_finite_ends(experiment, tmp_path):
