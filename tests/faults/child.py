@@ -7,7 +7,8 @@ come from outside or by wrapping public functions of the library here; nothing i
   data                   the folder of its data, where it is not the common one
   settings               {path: value} in the definition
   devices                of the CPU, in this process
-  trace                  a file: a line for each batch with a hash of its tokens, and one for where a fault struck
+  trace                  a file: a line for each batch with a hash of its tokens, one for where a fault struck, and one
+                         for how long the run's clock went, where its loop has come to an end
   faults                 [{"do": ..., ...}], see `FAULTS`
 """
 
@@ -60,8 +61,9 @@ class Trace:
 
 # --------------------------------------------------------------------------------------- what every run is watched by
 def watch(trace: Trace) -> None:
-    """Follows a run through its phases."""
-    phase, stop_requests = Clock.phase, loop.stop_requests
+    """Follows a run through its phases, and tells how long its clock has gone where the loop comes to its end."""
+    phase, stop_requests, close, started = Clock.phase, loop.stop_requests, loop.Recorder.close, time.monotonic()
+    began = Clock.__init__
 
     @contextlib.contextmanager
     def phased(self, name):
@@ -81,7 +83,16 @@ def watch(trace: Trace) -> None:
             finally:
                 trace.looping = False
 
-    Clock.phase, loop.stop_requests = phased, looping
+    def starting(self, *arguments, **options):
+        began(self, *arguments, **options)
+        nonlocal started
+        started = time.monotonic()
+
+    def closed(self, step):
+        close(self, step)
+        trace.write(closed=time.monotonic() - started)
+
+    Clock.phase, loop.stop_requests, Clock.__init__, loop.Recorder.close = phased, looping, starting, closed
 
 
 def note_batches(trace: Trace) -> None:

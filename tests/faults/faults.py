@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,19 +10,31 @@ from jaxlm.run import exits, manifest
 from jaxlm.run.goodput import account, text
 from tests.faults import definitions
 from tests.faults.definitions import SAVE_EVERY, STAGES, STEPS
-from tests.faults.trial import ABORTED, KILLED, Trial, Wrong
+from tests.faults.trial import ABORTED, KILLED, NotStruck, Trial, Wrong, adds_up
 from tests.full_disk import small_disk
 
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """script: does it to a trial, and raises `Wrong` where the run does not come out as its class must (`CLASSES`)."""
+    """script: does it to a trial, and raises `Wrong` where the run does not come out as its class must (`CLASSES`).
+    phases: in which of a run it can be asked to strike."""
 
     name: str
     kind: str
     script: Callable[[Trial], None]
     stages: tuple[str, ...] = STAGES
+    phases: tuple[str, ...] = ()
 
+
+# In which phases a run can be struck: how many entries of each there are, and how many seconds one may take.
+MOMENTS = {
+    "initialise": (1, 2.0),
+    "compile": (1, 1.0),
+    "data": (STEPS, 0.02),
+    "step": (STEPS, 0.1),
+    "evaluate": (2, 0.2),
+    "save": (STEPS // SAVE_EVERY, 0.15),
+}
 
 SOAK_STEPS, SOAK_FAULTS = 120, 25
 # In which phases: up to which entry, and to how many seconds after it.
@@ -45,17 +58,9 @@ CLASSES = {
 
 # --------------------------------------------------------------------------------------------------------- interrupted
 def moment(t: Trial) -> dict:
-    """A random point in one of the phases, which take turns over the seeds."""
-    phases = {
-        "initialise": (1, 2.0),
-        "compile": (1, 1.0),
-        "data": (STEPS, 0.02),
-        "step": (STEPS, 0.1),
-        "evaluate": (2, 0.2),
-        "save": (STEPS // SAVE_EVERY, 0.15),
-    }
-    phase = list(phases)[t.turn % len(phases)]
-    entries, longest = phases[phase]
+    """A random point in the phase that is asked for, or in one of all, which take turns over the seeds."""
+    phase = t.chosen(list(MOMENTS))
+    entries, longest = MOMENTS[phase]
     where = {"phase": phase, "entry": t.rng.randint(1, entries), "after": round(t.rng.uniform(0, longest), 4)}
     t.at = f"{phase} {where['entry']} + {where['after']} s"
     return where
@@ -67,6 +72,7 @@ def signalled(number: str, **where) -> dict:
 
 def kill(t: Trial) -> None:
     t.start(signalled("SIGKILL", **moment(t)), expect=(KILLED, exits.EXIT_DONE))
+    t.struck("SIGKILL")
     t.start()
     t.same()
 
@@ -76,6 +82,7 @@ def kill_while_saving(t: Trial) -> None:
     entry, after = t.rng.randint(1, STEPS // SAVE_EVERY), round(t.rng.uniform(0, 0.15), 4)
     t.at = f"save {entry} + {after} s"
     t.start(signalled("SIGKILL", phase="save", entry=entry, after=after), expect=(KILLED, exits.EXIT_DONE))
+    t.struck("SIGKILL")
     t.start()
     t.same()
 
@@ -83,18 +90,21 @@ def kill_while_saving(t: Trial) -> None:
 def kill_again_and_again(t: Trial) -> None:
     """Each start is killed at another point, the first step of the resumed run and its restoring among them."""
     points = []
-    for phase, longest in (("step", 0.1), ("restore", 0.05), ("compile", 0.5), ("save", 0.1)):
-        where = {"phase": phase, "entry": t.rng.randint(1, 2), "after": round(t.rng.uniform(0, longest), 4)}
+    # The first save stands when the second begins, so that there is something to restore.
+    for phase, entries, longest in (("save", (2, 2), 0.1), ("restore", (1, 1), 0.0), ("compile", (1, 1), 0.1),
+                                    ("step", (1, 2), 0.02)):  # fmt: skip
+        where = {"phase": phase, "entry": t.rng.randint(*entries), "after": round(t.rng.uniform(0, longest), 4)}
         points.append(f"{phase} {where['entry']} + {where['after']} s")
+        t.at = ", then ".join(points)
         t.start(signalled("SIGKILL", **where), expect=(KILLED, exits.EXIT_DONE))
-    t.at = ", then ".join(points)
+        t.struck("SIGKILL")
     t.start()
     t.same()
 
 
 def soak(t: Trial) -> None:
     """A longer run that is stopped, killed, hung and damaged again and again. In the end its log adds up: each step
-    once, and seconds that are never more than its processes had."""
+    once, and every second of a start that came to its end, stopped or done."""
     settings = {"train.steps": SOAK_STEPS, "train.hang_seconds": 15.0}
     names, struck = ["SIGKILL", "SIGTERM", "SIGKILL", "SIGTERM", "hang", "flip", "tear"], collections.Counter()
     code = None
@@ -102,41 +112,46 @@ def soak(t: Trial) -> None:
         name, (phase, (entries, longest)) = t.rng.choice(names), t.rng.choice(list(SOAK_PHASES.items()))
         phase = "step" if name == "hang" else phase  # nobody watches over what is no training yet
         entry, after = t.rng.randint(1, entries), round(t.rng.uniform(0, longest), 4)
-        struck[name] += 1
         if name in ("flip", "tear"):
             saved = [p for p in (t.workdir / "checkpoints").glob("[0-9]*")]
             if name == "flip" and len(saved) > 1:
                 newest = max(saved, key=lambda p: int(p.name))
                 flip(t, newest / t.rng.choice(saved_files(newest)))
-            elif name == "tear":
+                struck[name] += 1
+            elif name == "tear" and t.starts:
                 tear(t)
+                struck[name] += 1
             continue
         where = {"phase": phase, "entry": entry}
         fault = {"do": "hang"} | where if name == "hang" else signalled(name, **where, after=after)
         expect = {"SIGKILL": KILLED, "SIGTERM": exits.EXIT_PREEMPTED, "hang": 1}[name]
         code = t.start(fault, expect=(expect, exits.EXIT_DONE), settings=settings)
+        struck[name] += bool(t.starts[-1].struck)
     t.start(settings=settings)
     accounted = account(t.workdir)
-    total = sum(accounted.values())
     told = ", ".join(f"{n} {name}" for name, n in sorted(struck.items()))
-    t.at = f"{told}; {text(accounted)}; {t.seconds:.0f} s of processes"
-    if not 0 < total <= t.seconds:
-        raise Wrong(f"the log tells of {total:.1f} s, and its processes took {t.seconds:.1f} s")
+    t.at = f"{told}; {text(accounted)}; {sum(s.seconds for s in t.starts):.0f} s of processes"
+    if not struck.total():
+        raise NotStruck("the run was over before anything befell it")
+    adds_up(t.starts, math.fsum(accounted.values()))
     t.same(settings=tuple(settings.items()))
 
 
 def sigterm(t: Trial) -> None:
     """It ends with 42 wherever it is, and saves where it has something to save. After its last step it may be done."""
     code = t.start(signalled("SIGTERM", **moment(t)), expect=(exits.EXIT_PREEMPTED, exits.EXIT_DONE))
-    struck = t.struck()
-    if struck is not None and struck["step"] < STEPS - 2 and code != exits.EXIT_PREEMPTED:
+    struck = t.struck("SIGTERM")
+    if struck["step"] < STEPS - 2 and code != exits.EXIT_PREEMPTED:
         raise Wrong(f"exit code {code}, not {exits.EXIT_PREEMPTED}, from SIGTERM in phase {struck['phase']}")
     t.start()
     t.same()
 
 
+HANGS = ("data", "step", "evaluate", "save")
+
+
 def hang(t: Trial) -> None:
-    phase = ("data", "step", "evaluate", "save")[t.turn % 4]
+    phase = t.chosen(HANGS)
     entry = t.rng.randint(2, 4) if phase != "evaluate" else t.rng.randint(1, 2)
     t.at = f"{phase} {entry}"
     t.start({"do": "hang", "phase": phase, "entry": entry}, expect=(1,), settings={"train.hang_seconds": 4.0})
@@ -147,8 +162,11 @@ def hang(t: Trial) -> None:
     t.same()
 
 
+FILLS = ("data", "step", "save")
+
+
 def full_disk(t: Trial) -> None:
-    left, phase = t.rng.choice([0, 1 << 14, 1 << 17, 1_150_000, 1_300_000]), ("data", "step", "save")[t.turn % 3]
+    left, phase = t.rng.choice([0, 1 << 14, 1 << 17, 1_150_000, 1_300_000]), t.chosen(FILLS)
     entry = t.rng.randint(1, 3)
     t.at = f"{phase} {entry}, {left} bytes left"
     with small_disk(t.folder / "disk", "64m") as disk:
@@ -158,6 +176,7 @@ def full_disk(t: Trial) -> None:
             {"do": "fill", "phase": phase, "entry": entry, "file": filler, "left": left},
             expect=(exits.EXIT_BAD_INPUT, exits.EXIT_DONE),
         )
+        t.struck("full disk")
         if code:
             t.refused("the disk is full")
         Path(filler).unlink(missing_ok=True)
@@ -171,12 +190,13 @@ def clock_jumps(t: Trial) -> None:
     step, points = t.rng.randint(3, STEPS - 2), []
 
     def clock(entries: int) -> dict:
-        phase, entry = t.rng.choice(["data", "save", "save"]), t.rng.randint(1, entries)
+        phase, entry = t.phase or t.rng.choice(["data", "save", "save"]), t.rng.randint(1, entries)
         hours, after = round(t.rng.uniform(-12, 12), 1), round(t.rng.uniform(0, 0.1), 4)
         points.append(f"{hours:+} h in {phase} {entry} + {after} s")
         return {"do": "clock", "phase": phase, "entry": entry, "after": after, "hours": hours}
 
     code = t.start(clock(1), signalled("SIGTERM", phase="data", entry=step), expect=(exits.EXIT_PREEMPTED, 1))
+    t.struck("clock")
     code = t.start(clock(1), expect=(exits.EXIT_DONE, 1)) if code != 1 else code
     t.at = ", then ".join(points)
     if code == 1:
@@ -378,13 +398,13 @@ def definition_changed(t: Trial) -> None:
 # Takes minutes, and is tried when it is asked for by name.
 SOAK = Fault("soak", "interrupted", soak)
 FAULTS = (
-    Fault("kill", "interrupted", kill),
+    Fault("kill", "interrupted", kill, phases=tuple(MOMENTS)),
     Fault("kill while saving", "interrupted", kill_while_saving),
     Fault("kill again and again", "interrupted", kill_again_and_again),
-    Fault("SIGTERM", "interrupted", sigterm),
-    Fault("hang", "interrupted", hang),
-    Fault("full disk", "interrupted", full_disk),
-    Fault("clock jumps", "interrupted", clock_jumps),
+    Fault("SIGTERM", "interrupted", sigterm, phases=tuple(MOMENTS)),
+    Fault("hang", "interrupted", hang, phases=HANGS),
+    Fault("full disk", "interrupted", full_disk, phases=FILLS),
+    Fault("clock jumps", "interrupted", clock_jumps, phases=("data", "save")),
     Fault("lost process", "interrupted", lost_process),
     Fault("preempted process", "interrupted", preempted_process),
     Fault("other devices", "resized", other_devices),

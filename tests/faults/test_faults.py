@@ -8,8 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.faults import CLASSES, FAULTS
-from tests.faults.trial import End, Wrong, near_history, same_batches, same_history, same_state
+from jaxlm.config import UserError
+from tests.faults import tally
+from tests.faults.faults import CLASSES, FAULTS, Fault
+from tests.faults.trial import (
+    End,
+    Start,
+    Trial,
+    Wrong,
+    adds_up,
+    near_history,
+    same_batches,
+    same_history,
+    same_state,
+)
 from tests.source import ROOT
 
 SAMPLE = (
@@ -80,3 +92,53 @@ def test_what_differs_is_noticed(other, check, words):
         check(other, END, *tolerance)
     if check is not near_history:
         check(END, END)
+
+
+WHOLE = Start(code=0, seconds=60.0, logged=57.0, closed=57.0, struck=())
+KILLED = Start(code=137, seconds=60.0, logged=20.0, closed=None, struck=({"struck": "SIGKILL"},))
+
+
+@pytest.mark.parametrize(("starts", "accounted", "words"), [
+    ([KILLED, WHOLE], 1.0, "1.00 s are accounted for, of 77.00 s"),
+    ([KILLED, WHOLE], 78.0, "78.00 s are accounted for"),
+    ([KILLED, dataclasses.replace(WHOLE, logged=50.0)], 70.0, "start 2 logged 50.00 s of the 57.00 s"),
+    ([dataclasses.replace(KILLED, logged=61.0), WHOLE], 118.0, "start 1 took 60.00 s, and logged 61.00 s"),
+    ([dataclasses.replace(WHOLE, logged=62.0, closed=62.0)], 62.0, "start 1 took 60.00 s"),
+])  # fmt: skip
+def test_seconds_that_do_not_add_up_are_noticed(starts, accounted, words):
+    with pytest.raises(Wrong, match=words):
+        adds_up(starts, accounted)
+    adds_up([KILLED, WHOLE], 77.0)
+
+
+def test_a_fault_that_never_came_is_no_pass(tmp_path):
+    def script(t: Trial) -> None:
+        t.starts.append(KILLED)
+        t.struck("SIGKILL")
+        t.starts.append(WHOLE)
+        t.struck("SIGKILL")
+
+    record = tally.trial("pretrain", Fault("x", "interrupted", script), 0, "save", tmp_path)
+    assert record["ok"] is None and record["outcome"] == "not struck: start 2 was over before SIGKILL came"
+    last = tally.table([record, record | {"ok": True, "outcome": "as expected"}]).splitlines()[-1]
+    assert last.split() == ["all", "2", "1", "0", "1", "0"]
+
+
+def test_a_trial_by_name():
+    kill = FAULTS[0]
+    assert tally.one("sft/kill/3") == ("sft", kill, 3, None) and tally.one("sft/kill/3/save") == (
+        "sft",
+        kill,
+        3,
+        "save",
+    )
+    for wrong in (
+        "sft/kill",
+        "sft/kill/x",
+        "sft/kill/3/lunch",
+        "sft/spike/3/save",
+        "sft/kill/3/save/1",
+        "lunch/kill/3",
+    ):
+        with pytest.raises(UserError, match=f"--only={wrong} is not STAGE/FAULT/SEED"):
+            tally.one(wrong)

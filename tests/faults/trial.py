@@ -12,10 +12,12 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from jaxlm.config import UserError
 from jaxlm.run import exits
 from jaxlm.run.log import raw_metrics, read_metrics
 from launch import local
@@ -28,6 +30,10 @@ ABORTED, KILLED = 128 + 6, 128 + 9  # as a shell tells it
 
 class Wrong(Exception):
     """What happened and should not have; one line."""
+
+
+class NotStruck(Exception):
+    """The run was over before its fault came: nothing was tried."""
 
 
 # ------------------------------------------------------------------------------------------------------- the processes
@@ -193,6 +199,31 @@ def near_history(mine: End, other: End, tolerance: float) -> None:
                 raise Wrong(f"{name} of step {two['step']} is {one[name]:.7g}, not {two[name]:.7g}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """One start of a run: the seconds of its processes, those that it logged, and those that its clock had gone when
+    its loop came to an end, which it did not where it was killed. struck: what the faults told of themselves."""
+
+    code: int
+    seconds: float
+    logged: float
+    closed: float | None
+    struck: tuple[dict, ...]
+
+
+def adds_up(starts: list[Start], accounted: float) -> None:
+    """Every second that was logged is accounted for; a start that came to its end has logged all that its clock had
+    gone, and another at most what its process had."""
+    logged = sum(s.logged for s in starts)
+    if not math.isclose(accounted, logged, rel_tol=1e-6, abs_tol=1e-3):
+        raise Wrong(f"{accounted:.2f} s are accounted for, of {logged:.2f} s that were logged")
+    for i, s in enumerate(starts, 1):
+        if s.logged > s.seconds or (s.closed is not None and s.closed > s.seconds):
+            raise Wrong(f"start {i} took {s.seconds:.2f} s, and logged {s.logged:.2f} s")
+        if s.closed is not None and not math.isclose(s.logged, s.closed, rel_tol=0.01, abs_tol=0.2):
+            raise Wrong(f"start {i} logged {s.logged:.2f} s of the {s.closed:.2f} s that its clock went")
+
+
 # -------------------------------------------------------------------------------------------------------------- a trial
 @dataclasses.dataclass
 class Trial:
@@ -202,16 +233,18 @@ class Trial:
     stage: str
     name: str
     seed: int
+    phase: str | None = None  # in which the fault is to strike; unset, the phases take turns over the seeds
 
     def __post_init__(self):
         if self.stage != "pretrain":
             whole(self.root, "pretrain")  # the parent
-        self.folder = self.root / "trials" / f"{self.stage}-{self.name}-{self.seed}".replace(" ", "_")
+        asked = [self.stage, self.name, str(self.seed), *([self.phase] if self.phase else [])]
+        self.folder = self.root / "trials" / "-".join(asked).replace(" ", "_")
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self.workdir, self.data, self.trace = self.folder / "run", None, self.folder / "trace.jsonl"
-        self.rng = random.Random(f"{self.stage}/{self.name}/{self.seed}")
-        self.at, self.codes, self.seconds = "", [], 0.0  # seconds: of all processes together
+        self.rng = random.Random("/".join(asked))
+        self.at, self.starts = "", []
 
     @property
     def is_rl(self) -> bool:
@@ -223,6 +256,14 @@ class Trial:
         return self.seed + 2 * STAGES.index(self.stage)
 
     @property
+    def codes(self) -> list[int]:
+        return [s.code for s in self.starts]
+
+    def chosen(self, phases: Sequence[str]) -> str:
+        """The phase in which the fault is to strike."""
+        return self.phase or phases[self.turn % len(phases)]
+
+    @property
     def said(self) -> str:
         """stderr and stdout of the last start, of its first process."""
         return (self.folder / f"start-{len(self.codes)}.txt").read_text(errors="replace")
@@ -232,19 +273,33 @@ class Trial:
         settings = {"mesh.fsdp": devices * processes} | (settings or {})
         spec = {"stage": self.stage, "root": str(self.root), "workdir": str(self.workdir), "trace": str(self.trace)}
         spec |= {"data": self.data, "devices": devices, "settings": settings, "faults": list(faults)}
-        output = self.folder / f"start-{len(self.codes) + 1}.txt"
-        (self.folder / f"start-{len(self.codes) + 1}.json").write_text(json.dumps(spec))
+        output = self.folder / f"start-{len(self.starts) + 1}.txt"
+        (self.folder / f"start-{len(self.starts) + 1}.json").write_text(json.dumps(spec))
+        told, lines = len(records(self.trace)), len(self._logged())
         began = time.monotonic()
         code = started(spec, output, processes)
-        self.seconds += time.monotonic() - began
-        self.codes.append(code)
+        seconds, told = time.monotonic() - began, records(self.trace)[told:]
+        closed = [r["closed"] for r in told if "closed" in r]
+        struck = tuple(r for r in told if "struck" in r)
+        logged = math.fsum(self._logged()[lines:])
+        self.starts.append(Start(code, seconds, logged, closed[-1] if closed else None, struck))
         if code not in expect:
             raise Wrong(f"exit code {code}, not {' or '.join(map(str, expect))}: {last_line(output)}")
         return code
 
-    def struck(self) -> dict | None:
-        """Where the last fault struck; None where the run was over before."""
-        return next((r for r in reversed(records(self.trace)) if "struck" in r), None)
+    def _logged(self) -> list[float]:
+        """The seconds that each record of the log gives to phases."""
+        with contextlib.suppress(UserError):
+            found = list(raw_metrics(self.workdir))
+            return [math.fsum(v for k, v in r.items() if k.startswith("seconds/")) for r in found]
+        return []
+
+    def struck(self, what: str) -> dict:
+        """Where this fault struck in the last start; `NotStruck` where the run was over before."""
+        found = [r for r in self.starts[-1].struck if r["struck"] == what]
+        if not found:
+            raise NotStruck(f"start {len(self.starts)} was over before {what} came")
+        return found[-1]
 
     def interrupted(self, step: int, **options) -> None:
         """Starts the run, and has it stop and save after so many steps."""
