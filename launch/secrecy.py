@@ -37,9 +37,9 @@ def is_secret(name: str, value: str) -> bool:
 
 def found(word: str) -> str | None:
     """The name under which a word of a command holds what looks like a secret, such as `token` for --set=a.token=x."""
-    at = 0
+    at, name = 0, "a part" if FORMS.search(word) else None
     while (m := ASSIGNED.search(word, at)) is not None:  # the value of one may be the assignment of another
         if is_secret(m[1], m[2]):
-            return m[1].rpartition(".")[2].lstrip("-")
+            name = m[1].rpartition(".")[2].lstrip("-")
         at = m.start(2)
-    return "a part" if FORMS.search(word) else None
+    return name
