@@ -70,7 +70,11 @@ def test_the_search_saves_as_it_grows(tmp_path, monkeypatch, capsys):
         (program, "versions", dict),
     ):
         monkeypatch.setattr(where, name, value)
-    options = {"experiment": "pretrain_tiny", "set": [*SETS, "evaluation.batch_size=8"], "topology": "v5e-8"}
+    options = {
+        "experiment": "pretrain_tiny",
+        "set": [*SETS, "train.batch_size=8", "evaluation.batch_size=8"],
+        "topology": "v5e-8",
+    }
     options |= {"search": True, "out": str(tmp_path)}
     assert run(**options, search_compiles=1) == 0
     result, out = json.loads((tmp_path / "compile.json").read_text()), capsys.readouterr().out
