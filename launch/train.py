@@ -27,7 +27,7 @@ from absl import flags
 
 import experiments  # noqa: F401  registers definitions and edits
 from jaxlm import config
-from jaxlm.run import exits, lineage, processes, rl
+from jaxlm.run import exits, lineage, loop, processes, rl
 from launch import common
 
 EXPERIMENT = flags.DEFINE_string("experiment", None, "Name of the definition; --list shows them.")
@@ -56,7 +56,7 @@ def main() -> int:
         return exits.EXIT_DONE
     if WORKDIR.value is None:
         raise config.UserError("--workdir=DIR is missing: the folder that is to hold the run")
-    with processes.joined(), lineage.allowing(WORKDIR.value, ALLOW.value, e):
+    with processes.joined(), lineage.allowing(WORKDIR.value, ALLOW.value, e), loop.memory_advice():
         return rl.run(e, WORKDIR.value, base)
 
 

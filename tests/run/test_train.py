@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import threading
 import types
@@ -20,7 +21,7 @@ from jaxlm.nn.lora import LoRA
 from jaxlm.nn.transformer import ModelConfig
 from jaxlm.optim.optimizers import AdamW
 from jaxlm.optim.schedules import Cosine
-from jaxlm.run import checkpoint, exits, goodput, load, rl_evals, rl_metrics, train
+from jaxlm.run import checkpoint, exits, goodput, lineage, load, rl_evals, rl_metrics, train
 from jaxlm.run.checkpoint import Checkpointing
 from jaxlm.run.experiment import Evaluation, Experiment
 from jaxlm.run.log import read_metrics
@@ -174,6 +175,16 @@ def test_a_workdir_of_another_experiment_is_refused_and_left_as_it_is(experiment
     with pytest.raises(UserError, match=r"another experiment.*optimizer\.lr: 0\.01 -> 0\.02"):
         train.train(other, whole, experiment)
     assert {p: p.read_bytes() for p in whole.rglob("*") if p.is_file()} == before
+
+
+def test_a_run_goes_on_with_what_is_allowed_to_differ(experiment, whole, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    e = config.override(experiment, {"optimizer.lr": 0.02})
+    with lineage.allowing(run, ["optimizer"], e):
+        assert train.train(e, run, experiment) == exits.EXIT_DONE
+    assert train.train(e, run, experiment) == exits.EXIT_DONE  # its definition from now on
+    (told,) = json.loads((run / "lineage.json").read_text())["allowed"]
+    assert told["differences"] == ["optimizer.lr: 0.01 -> 0.02"]
 
 
 def test_updates_left_out_have_lines_of_their_own_and_stay_out_when_resumed(experiment, tmp_path, monkeypatch):
