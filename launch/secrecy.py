@@ -15,8 +15,8 @@ NAMES = re.compile(
 FORMS = re.compile(
     r"""://[^/@\s]+:[^/@\s]+@                             # a password in an address
     | https?://hooks\.                                    # whoever knows the address may post there
-    | \b(hf|ghp|gho|ghs|ghu|github_pat|glpat)[_-]\w{16}
-    | \bsk-[\w-]{16} | \bxox[abprs]-\w | \bAIza[\w-]{30} | \b(AKIA|ASIA)[A-Z0-9]{16} | \bya29\.
+    | \b(hf|gh[opsu])_[A-Za-z0-9]{20} | \bgithub_pat_\w{20} | \bglpat-[\w-]{20}
+    | \bsk-[\w-]{20} | \bxox[abprs]-\w | \bAIza[\w-]{30} | \b(AKIA|ASIA)[A-Z0-9]{16} | \bya29\.
     | \beyJ[\w-]{8,}\.eyJ                                # a signed token
     | -----BEGIN""",
     re.VERBOSE,
