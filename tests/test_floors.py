@@ -8,7 +8,16 @@ import pytest
 from tests.source import ROOT, import_graph, imports
 
 FLOORS = (
-    ("jaxlm.config", "jaxlm.storage", "jaxlm.tree", "jaxlm.masked", "jaxlm.estimates", "jaxlm.sharding", "jaxlm.rng"),
+    (
+        "jaxlm.config",
+        "jaxlm.storage",
+        "jaxlm.tree",
+        "jaxlm.masked",
+        "jaxlm.estimates",
+        "jaxlm.sharding",
+        "jaxlm.rng",
+        "jaxlm.broadcast",
+    ),
     ("jaxlm.nn", "jaxlm.optim", "jaxlm.losses", "jaxlm.rl"),
     ("jaxlm.data", "jaxlm.sample", "jaxlm.tools", "jaxlm.feedback"),
     ("jaxlm.steps",),

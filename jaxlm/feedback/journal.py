@@ -21,11 +21,12 @@ FILE = "journal.jsonl"
 
 
 class Journal:
-    """Of the workdir `root`, from step `first` on; on object storage, where files cannot be appended to, in memory."""
+    """Of the workdir `root`, from step `first` on; without one, and on object storage, where files cannot be appended
+    to, in memory. Of several processes one keeps it."""
 
     def __init__(self, root, first: int = 0, name: str = FILE):
-        self._file = storage.path(root) / name
-        self._local, self._lock = storage.is_local(root), threading.Lock()
+        self._local, self._lock = root is not None and storage.is_local(root), threading.Lock()
+        self._file = storage.path(root) / name if self._local else None
         self._keys: dict[tuple, threading.Lock] = collections.defaultdict(threading.Lock)
         self._known: dict[tuple[int, str], object] = {}
         if self._local and self._file.exists():

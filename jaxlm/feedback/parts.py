@@ -13,7 +13,7 @@ from jaxlm.config import UserError
 from jaxlm.data.conversation import Conversation
 from jaxlm.data.tokenizer import Tokenizer
 from jaxlm.feedback import shaping
-from jaxlm.feedback.scoring import Reward, each, weighted_sum
+from jaxlm.feedback.scoring import Reward, each, in_place, weighted_sum
 from jaxlm.rl.rewards import soft_length_penalty
 
 
@@ -169,12 +169,13 @@ def reward(
     journaled: Callable[[str, Reward], Reward] = lambda name, reward: reward,
     seed: int = 0,
     log: Callable[[dict], None] | None = None,
+    ask: Callable[..., list[float | None]] = in_place,
 ) -> Reward:
     """The weighted sum of the parts.
 
     task: the task's own verdict. learned: reward models by their run. journaled: (name, function) -> the function as it
-    is to be called where its values cannot be had again. seed: the run's, of which a coin's tosses are. log: as in
-    `weighted_sum`.
+    is to be called where its values cannot be had again. seed: the run's, of which a coin's tosses are. log, ask: as
+    in `weighted_sum`.
     """
     if not parts:
         raise UserError("objective.reward is empty: name a part, such as Correct")
@@ -182,4 +183,4 @@ def reward(
         name: (part.weight, _one(part, task, tokenizer, tools, learned or {}, journaled, seed))
         for name, part in zip(names(parts), parts)
     }
-    return weighted_sum(named, log)
+    return weighted_sum(named, log, ask=ask)

@@ -73,15 +73,21 @@ def by_sample(reward: Reward) -> bool:
     return getattr(reward, "by_sample", False)
 
 
+def in_place(reward: Reward, prompts, completions, metadata, name: str) -> list[float | None]:
+    """`scores` of a part where its sum is asked: here, within the time of the sum."""
+    return scores(reward, prompts, completions, metadata, None, name)
+
+
 def weighted_sum(
     parts: Mapping[str, tuple[float, Reward]],
     log: Callable[[dict[str, list[float | None]]], None] | None = None,
     name: str = "weighted_sum",
+    ask: Callable[..., list[float | None]] = in_place,
 ) -> Reward:
     """The sum of weight times value over named rewards; None where any part gives None, as the sum is then unknown.
 
     log: is given the values of each part, without their weights, and of the sum as "total"; see `part_metrics`. A part
-    of weight 0 is called and logged, and changes nothing.
+    of weight 0 is called and logged, and changes nothing. ask: how a part is asked, by the arguments of `in_place`.
     """
     if not parts:
         raise UserError("a sum of rewards needs at least one part")
@@ -92,7 +98,7 @@ def weighted_sum(
             raise UserError(f"reward part {part!r}: the weight must be finite, got {weight!r}")
 
     def reward(prompts, completions, metadata):
-        values = {n: scores(r, prompts, completions, metadata, None, n) for n, (_, r) in parts.items()}
+        values = {n: ask(r, prompts, completions, metadata, n) for n, (_, r) in parts.items()}
         counted = [(weight, values[n]) for n, (weight, _) in parts.items() if weight]
         total = [
             None if any(v[i] is None for _, v in counted) else math.fsum(w * v[i] for w, v in counted)

@@ -15,7 +15,6 @@ import math
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxlm import masked, sharding, storage
@@ -92,10 +91,10 @@ def write_scale(e, mesh, params, valid: dict, workdir, step: int) -> None:
 # -------------------------------------------------------------------------------------------------------- the scores
 @functools.partial(jax.jit, static_argnames=("cfg",))
 def last_rewards(cfg, params, tokens_BT, lengths_B):
-    """[B]: the raw reward at the last token of right-padded rows."""
+    """[B]: the raw reward at the last token of right-padded rows, whole on every device."""
     positions_BT, segments_BT = layout(tokens_BT, lengths_B)
     rewards_BT = heads.scalars(cfg, params, "reward", tokens_BT, positions_BT, segments_BT)
-    return masked.at_last(rewards_BT, segments_BT > 0, segments_BT, 1)[:, 0]
+    return sharding.constrain(masked.at_last(rewards_BT, segments_BT > 0, segments_BT, 1)[:, 0], (None,))
 
 
 def rows_at_once(mesh) -> int:
@@ -120,7 +119,7 @@ def raw_scores(run: Run, sequences: Sequence[Sequence[int]], mesh=None) -> list[
                 lengths_B[b] = len(sequences[i])
                 tokens_BT[b, : lengths_B[b]] = sequences[i]
             with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
-                scores = np.asarray(last_rewards(run.model, run.params, jnp.asarray(tokens_BT), jnp.asarray(lengths_B)))
+                scores = np.asarray(last_rewards(run.model, run.params, tokens_BT, lengths_B))
             for i, score in zip(members[first : first + rows], scores.tolist()):
                 out[i] = score
     return out

@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm import rng, sharding, storage
+from jaxlm import broadcast, rng, sharding, storage
 from jaxlm.config import UserError
 from jaxlm.data import prompts
 from jaxlm.feedback import journal as journals
 from jaxlm.feedback import parts, shaping
 from jaxlm.feedback.journal import Journal
-from jaxlm.feedback.scoring import by_sample
+from jaxlm.feedback.scoring import by_sample, scores
 from jaxlm.nn import heads, lora, transformer
 from jaxlm.rl import advantage, kl
 from jaxlm.rl.rewards import for_missing_stop
@@ -35,7 +35,7 @@ from jaxlm.steps import learn, policy, rollout, state
 from jaxlm.steps.learn import Learner, RLState
 from jaxlm.steps.policy import Critic, Exclude, PolicyGradient
 from jaxlm.steps.rollout import Sample, Sampler
-from jaxlm.tools import Counters, by_name
+from jaxlm.tools import Counters, Tool, by_name
 
 
 def check(e: Experiment, mesh) -> None:
@@ -112,11 +112,16 @@ def learner(e: Experiment, critic_model, mesh) -> Learner:
 
 # -------------------------------------------------------------------------------------------------------- the rewards
 class Scoring:
-    """Rewards of a run: the task's own verdict, asked once a sample, and the sum of parts that is maximized."""
+    """Rewards of a run: the task's own verdict, asked once a sample, and the sum of parts that is maximized.
+
+    Reward models are spread over the mesh: every process runs them, and however long they compile. All else process 0
+    asks alone, each part within the run's `reward_timeout`, and shares: so it alone has a journal to keep.
+    """
 
     def __init__(self, e: Experiment, tokenizer, mesh, root, first: int):
         p: PolicyGradient = e.objective
-        self._objective, self.journal, self.step = p, Journal(root, first), first
+        self._objective, self.step = p, first
+        self.journal = Journal(root if jax.process_index() == 0 else None, first)
         self._known: dict[tuple, float | None] = {}
         self._task, self.seen = prompts.reward_of(e.data), {}
         self._ahead = [("task", self._remembered)] if by_sample(self._task) else []
@@ -136,8 +141,13 @@ class Scoring:
         def log(values):
             self.seen = values
 
+        def ask(inner, asked, replies, metadata, name):
+            if inner in learned.values():
+                return scores(inner, asked, replies, metadata, None, name)
+            return broadcast.from_first(lambda: scores(inner, asked, replies, metadata, p.reward_timeout, name))
+
         self.reward = parts.reward(
-            p.reward, self._remembered, tokenizer, bool(e.data.tools), learned, journaled, e.seed, log
+            p.reward, self._remembered, tokenizer, bool(e.data.tools), learned, journaled, e.seed, log, ask
         )
 
     def _remembered(self, asked, replies, metadata) -> list[float | None]:
@@ -164,7 +174,7 @@ class Scoring:
         def ask(found: list[Sample]) -> None:
             try:
                 for name, reward in () if failed else self._ahead:
-                    rollout.score_here(reward, found, n, self._objective.reward_timeout, name)
+                    rollout.score(reward, found, n, self._objective.reward_timeout, name)
             except UserError as e:
                 self._known.clear()  # or the number of the sample at fault would be that among the unknown ones
                 failed.append(e)
@@ -176,12 +186,13 @@ class Scoring:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def verdicts(self, found: list[Sample], where) -> list[float | None]:
-        return rollout.score(self._remembered, found, where, self._objective.reward_timeout, "task")
+        timeout = self._objective.reward_timeout
+        return broadcast.from_first(lambda: rollout.score(self._remembered, found, where, timeout, "task"))
 
     def rewards(self, found: list[Sample], where) -> list[float | None]:
         """After what is to happen to a response without its stop token; None is left out."""
         p = self._objective
-        values = rollout.score(self.reward, found, where, p.reward_timeout, "reward")
+        values = rollout.score(self.reward, found, where, None, "reward")
         if p.missing_stop is None:
             return values
         if isinstance(p.missing_stop, Exclude):
@@ -328,6 +339,17 @@ def _records(e: Experiment) -> dict:
     return objectives.origin_records(e) | ({"rewards": scales} if scales else {})
 
 
+def _tools(data, scratch) -> dict[str, Tool] | None:
+    """What the policy may call. Process 0, which alone calls it, has made what there is to search in `scratch`."""
+    made = {}
+
+    def make() -> list[str]:
+        made.update(by_name(data.tools, prompts.texts_to_search(data, scratch), scratch))
+        return list(made)
+
+    return {name: made.get(name, Tool(name, "process 0 calls it", str)) for name in broadcast.from_first(make)} or None
+
+
 def train_rl(e: Experiment, workdir, base: Experiment | None = None) -> int:
     """Runs or resumes the experiment in `workdir`; returns the exit code. `base` is what `diff.txt` compares with."""
     clock = Clock()
@@ -361,7 +383,7 @@ def train_rl(e: Experiment, workdir, base: Experiment | None = None) -> int:
             raise UserError("a reward model has been trained on, or its scale set anew, since this run began")
     first = int(s.step)
     scoring = Scoring(e, tokenizer, mesh, root, first)
-    offered = by_name(e.data.tools, prompts.texts_to_search(e.data, root / "search"), root / "search") or None
+    offered = _tools(e.data, root / "search")
     trainer = Trainer(e, mesh, tokenizer, _reference(e, mesh, records), critic_model, scoring, offered)
 
     log = MetricsLog(root, e.train.tensorboard)

@@ -133,8 +133,9 @@ def preflight(e, trainer, s, progress, root) -> None:
     ]  # fmt: skip
     done = checks.rollout_checks(records, k)
     agreement = certificate(
-        e.model, trainer.acting(s), [x.prompt_ids for x in found], [x.reply.completion for x in found], p.temperature
-    )
+        e.model, trainer.acting(s), [x.prompt_ids for x in found], [x.reply.completion for x in found], p.temperature,
+        mesh=trainer.mesh,
+    )  # fmt: skip
     bound = 1e-3 if e.model.precision.compute == "float32" else 0.05
     done.append(checks.parity_check(agreement, bound))
     about = [
@@ -145,7 +146,7 @@ def preflight(e, trainer, s, progress, root) -> None:
     nothing = Reply(Message("assistant", ""), Completion((), (), "", "stop", ()))
     done += checks.reward_checks(
         trainer.scoring.reward, [x.prompt.asked for x in found], [x.reply for x in found], about, nothing,
-        seed=e.seed, timeout=p.reward_timeout,
+        seed=e.seed, timeout=None,  # each part has its own
     )  # fmt: skip
     if not text and all(isinstance(x.prompt.metadata.get("answer"), str) for x in found):
         texts = [parts.asked_text(x.prompt.asked) for x in found]

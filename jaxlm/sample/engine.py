@@ -39,7 +39,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm import sharding
+from jaxlm import broadcast, sharding
 from jaxlm.config import UserError
 from jaxlm.nn.transformer import ModelConfig, apply, padded_vocab, unembed
 from jaxlm.sample import requests
@@ -195,11 +195,15 @@ def _fill(cfg, tokenizer, decoder: Decoder, state, ready: list[tuple[int, Reques
 
 
 def _ask(respond: Respond | None, stopped: list[Request]) -> list:
-    """What each request that stopped goes on with. Tools wait for other processes, so several run at once."""
+    """What each request that stopped goes on with. Tools wait for other programs, so several run at once."""
     if respond is None or not stopped:
         return [None] * len(stopped)
-    with concurrent.futures.ThreadPoolExecutor(min(len(stopped), max(2, os.cpu_count() or 1))) as pool:
-        return list(pool.map(lambda r: respond(r.index, list(r.ids)), stopped))
+
+    def ask() -> list:
+        with concurrent.futures.ThreadPoolExecutor(min(len(stopped), max(2, os.cpu_count() or 1))) as pool:
+            return list(pool.map(lambda r: respond(r.index, list(r.ids)), stopped))
+
+    return broadcast.from_first(ask)
 
 
 def generate(
@@ -226,7 +230,8 @@ def generate(
       respond: `respond(index, ids)` is asked when the request of prompt `index`, with the completion `ids` so far,
         stops at a stop id. A list of ids is appended as forced tokens and decoding goes on; None ends the request.
         When with the list nothing more could be sampled (max_tokens, max_forced, learned positions), the list is left
-        out and the request ends for its length. Asked from several threads at once.
+        out and the request ends for its length. Asked from several threads at once, of several processes by the first
+        alone.
       on_tokens: `on_tokens(index, ids)` gets the new ids of a completion, forced ones too, as they come: together
         they are the completion's.
       on_done: `on_done({index: completion})` gets those that have ended, once the others decode on; not the last ones,

@@ -8,12 +8,14 @@ right-padded or packed rows, scored by `losses.lm`.
 B rows, T row length.
 """
 
+import contextlib
 import functools
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 
+from jaxlm import sharding
 from jaxlm.config import UserError
 from jaxlm.losses import lm
 from jaxlm.nn.definition import CACHE_DTYPES
@@ -26,7 +28,8 @@ CHUNK = 128  # positions of a row whose logits exist at once
 @functools.partial(jax.jit, static_argnames=("cfg",))
 def _score(cfg: ModelConfig, params, tokens_BT, positions_BT, segments_BT, temperature_BT):
     hidden_BTD, _, _ = apply(cfg, params, tokens_BT[:, :-1], positions_BT[:, :-1], segments_BT[:, :-1])
-    return lm.token_logprobs(cfg, params, hidden_BTD, tokens_BT[:, 1:], CHUNK, temperature_BT[:, 1:])[0]
+    logprobs_BT = lm.token_logprobs(cfg, params, hidden_BTD, tokens_BT[:, 1:], CHUNK, temperature_BT[:, 1:])[0]
+    return sharding.constrain(logprobs_BT, (None, None))  # whole, wherever the host reads it
 
 
 def _rows(sizes: Sequence[int], length: int | None) -> list[list[int]]:
@@ -51,11 +54,13 @@ def trainer_logprobs(
     temperatures: Sequence[float],
     length: int | None = None,
     rows: int = 16,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> list[np.ndarray]:
     """Of every token of every completion, float32, at the temperature it was sampled with (0 counts as 1).
 
     `length`: several sequences are packed into rows of so many tokens; without it each has a row of its own. `rows`
-    run at a time. Raises `UserError` for a sequence that does not fit a row.
+    run at a time. `mesh`: where `params` are spread over devices and no mesh is set. Raises `UserError` for a sequence
+    that does not fit a row.
     """
     sequences = [[*p, *c.ids] for p, c in zip(prompts, completions, strict=True)]
     longest = max(map(len, sequences), default=0)
@@ -77,7 +82,8 @@ def trainer_logprobs(
                 segments[b, span], temperature[b, span] = segment, temperatures[i] or 1.0
                 spans.append((i, b, at + len(prompts[i]) - 1, span.stop - 1))
                 at = span.stop
-        logprobs = np.asarray(_score(cfg, params, tokens, positions, segments, temperature))
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            logprobs = np.asarray(_score(cfg, params, tokens, positions, segments, temperature))
         for i, b, begin, end in spans:
             results[i] = logprobs[b, begin:end]
     return results
@@ -91,15 +97,16 @@ def certificate(
     temperature: float | Sequence[float] = 1.0,
     length: int | None = None,
     rows: int = 16,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> dict[str, float]:
     """|logp(sampler) - logp(trainer)| over the sampled tokens, in nats: {"max", "mean", "tokens"}.
 
     `completions` as `generate` returned them for `prompts` at `temperature`, one for all or one each; with several
-    different ones there are also "temperature_<t>/max" and "/mean". `length` and `rows` as in `trainer_logprobs`. One
-    forward pass: cheap beside the rollout, so it can be asked of every fresh one.
+    different ones there are also "temperature_<t>/max" and "/mean". `length`, `rows` and `mesh` as in
+    `trainer_logprobs`. One forward pass: cheap beside the rollout, so it can be asked of every fresh one.
     """
     temperatures = [float(t) for t in np.broadcast_to(np.asarray(temperature, np.float64), len(prompts))]
-    scored = trainer_logprobs(cfg, params, prompts, completions, temperatures, length, rows)
+    scored = trainer_logprobs(cfg, params, prompts, completions, temperatures, length, rows, mesh)
     gaps: dict[float, list[np.ndarray]] = {}
     for c, logprobs, t in zip(completions, scored, temperatures):
         gap = np.abs(np.asarray(c.logprobs, np.float64) - logprobs)[list(c.sampled)]

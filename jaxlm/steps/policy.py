@@ -80,7 +80,7 @@ class PolicyGradient:
     dynamic: DynamicSampling | None = None
     reference: bool = True  # score every sample with the parent, too; unset, there is no KL to log
     max_calls: int = 4  # of tools, in one response
-    reward_timeout: float = TIMEOUT  # seconds for the rewards of a batch
+    reward_timeout: float = TIMEOUT  # seconds for a part of the reward that is no model's, a batch
     slots: int | None = None  # responses decoded at once; unset, at most 64
     heldout_prompts: int = 64  # asked at each evaluation, greedily once and `heldout_samples` times at random
     heldout_samples: int = 8

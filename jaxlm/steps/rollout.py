@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from jaxlm import sharding
 from jaxlm.config import UserError
@@ -131,10 +130,8 @@ def sample(
 
 
 # ------------------------------------------------------------------------------------------------------ the rewards
-def score_here(
-    reward: Reward, found: Sequence[Sample], step: int, timeout: float | None, name: str
-) -> list[float | None]:
-    """What a reward function gives each sample, asked by this process.
+def score(reward: Reward, found: Sequence[Sample], step: int, timeout: float | None, name: str) -> list[float | None]:
+    """What a reward function gives each sample.
 
     The metadata holds, besides the prompt's own, the sample's `address`, `finish_reason` and number of `tokens`.
     """
@@ -148,31 +145,6 @@ def score_here(
         for s in found
     ]
     return scoring.scores(reward, [s.prompt.asked for s in found], [s.reply for s in found], about, timeout, name)
-
-
-def score(reward: Reward, found: Sequence[Sample], step: int, timeout: float | None, name: str) -> list[float | None]:
-    """`score_here` of the first process, the same on every process."""
-
-    def ask() -> list[float | None]:
-        return score_here(reward, found, step, timeout, name)
-
-    return ask() if jax.process_count() == 1 else _shared(ask, len(found))
-
-
-def _shared(ask: Callable[[], list[float | None]], count: int) -> list[float | None]:
-    """Process 0's answer, or its failure, on every process: the others would wait for it at the next collective."""
-    values, error = np.full(count, np.nan), None
-    if jax.process_index() == 0:
-        try:
-            values = np.array([np.nan if v is None else v for v in ask()], np.float64)
-        except UserError as e:
-            error = e
-    failed = multihost_utils.broadcast_one_to_all(np.int32(error is not None))
-    if failed:
-        raise error or UserError("the reward function failed on process 0, which says how")
-    # As bytes: without 64-bit types enabled the values would be rounded.
-    sent = multihost_utils.broadcast_one_to_all(values.view(np.uint32))
-    return [None if np.isnan(v) else float(v) for v in np.asarray(sent, np.uint32).view(np.float64)]
 
 
 # -------------------------------------------------------------------------------------------------------- the rows

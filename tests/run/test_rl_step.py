@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import json
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,10 @@ import pytest
 
 from jaxlm import config, sharding
 from jaxlm.config import UserError
-from jaxlm.data.prompts import Addition, Prompts
-from jaxlm.data.tokenizer import Bytes
-from jaxlm.feedback.parts import Correct, Function
+from jaxlm.data.conversation import Message
+from jaxlm.data.prompts import Addition, Prompt, Prompts
+from jaxlm.data.tokenizer import Bytes, BytesTokenizer
+from jaxlm.feedback.parts import Correct, Function, Learned
 from jaxlm.feedback.scoring import each
 from jaxlm.nn.transformer import ModelConfig
 from jaxlm.optim.optimizers import AdamW
@@ -25,9 +27,12 @@ from jaxlm.run.checkpoint import Checkpointing
 from jaxlm.run.experiment import Evaluation, Experiment
 from jaxlm.run.goodput import Clock
 from jaxlm.sample import slots
+from jaxlm.sample.chat import Reply
+from jaxlm.sample.engine import Completion
 from jaxlm.sharding import MeshConfig
 from jaxlm.steps import rollout
 from jaxlm.steps.policy import GRPO, PPO, Critic, DynamicSampling
+from jaxlm.steps.rollout import Sample
 from jaxlm.steps.update import Train
 from tests.run import rewarding
 from tests.run.test_rl import assert_same, said, saved
@@ -253,3 +258,25 @@ def test_what_fails_ahead_is_said_as_ever_and_goes_on_when_it_is_mended(tmp_path
     rewarding.WAY["now"] = "length"
     after, metrics = trainer(s, 0)
     assert after.step == 1 and metrics["reward"] > -1
+
+
+# ------------------------------------------------------------------------------------------------- what goes wrong
+def test_a_reward_model_has_all_the_time_that_it_takes_to_compile(tmp_path, monkeypatch):
+    """A function is asked in a thread of its own, which a clock watches; a model in the run's own."""
+    watched = {}
+
+    def noting(name: str):
+        def reward(prompts, completions, metadata):
+            watched[name] = threading.current_thread() is not threading.main_thread()
+            return [1.0] * len(prompts)
+
+        return reward
+
+    monkeypatch.setattr(rl.reward, "reward_function", lambda *_: noting("model"))
+    monkeypatch.setattr(rewarding, "reward", noting("function"))
+    e = experiment("grpo", Learned("nowhere"), BATCH)
+    scoring = rl.Scoring(e, BytesTokenizer(), None, tmp_path, 0)
+    reply = Reply(Message("assistant", "2"), Completion((50,), (0.0,), "2", "stop", (True,)))
+    found = [Sample(Prompt("1+1=", {"answer": "2"}, "0"), 0, rank, (49, 50), reply, 1.0) for rank in range(2)]
+    assert scoring.rewards(found, 0) == [2.0, 2.0]
+    assert watched == {"model": False, "function": True}
