@@ -56,12 +56,16 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 def at(cfg: Prompts, split: Split, seed: int, place: int) -> Prompt:
     """The prompt at a place of the endless order: every epoch of a task of finite size is shuffled anew."""
-    task = MODULES[type(cfg.task)]
-    count = task.size(cfg.task, split)
+    task, count = MODULES[type(cfg.task)], size(cfg, split)
     if count is not None:
         epoch, place = divmod(place, count)
         place = int(_order(count, seed, epoch)[place])
     return _offered(cfg, task.prompt(cfg.task, split, place, cfg.tools))
+
+
+def size(cfg: Prompts, split: Split) -> int | None:
+    """How many prompts there are; None where there is no end."""
+    return MODULES[type(cfg.task)].size(cfg.task, split)
 
 
 def heldout(cfg: Prompts, count: int) -> list[Prompt]:
@@ -70,8 +74,7 @@ def heldout(cfg: Prompts, count: int) -> list[Prompt]:
     A task without an end draws its prompts, some of them again: what was asked before is passed over, and a small space
     that gives no others has fewer.
     """
-    task = MODULES[type(cfg.task)]
-    there = task.size(cfg.task, "heldout")
+    task, there = MODULES[type(cfg.task)], size(cfg, "heldout")
     places = range(LOOKED_AT * count if there is None else min(count, there))
     drawn = (task.prompt(cfg.task, "heldout", i, cfg.tools) for i in places)
     if there is None:

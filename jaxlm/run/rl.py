@@ -9,6 +9,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 
 import jax
@@ -37,6 +38,8 @@ from jaxlm.steps.policy import Critic, Exclude, PolicyGradient
 from jaxlm.steps.rollout import Sample, Sampler
 from jaxlm.tools import Counters, Tool, by_name
 
+AHEAD = 1024  # prompts of a task without an end that are looked at before a run begins
+
 
 def check(e: Experiment, mesh) -> None:
     """Raises `UserError` for a definition that cannot run."""
@@ -44,6 +47,17 @@ def check(e: Experiment, mesh) -> None:
     objectives.validate(e)
     policy.validate(e.objective, e.train.batch_size)
     prompts.check(e.data)
+
+
+def check_prompts(e: Experiment, tokenizer) -> None:
+    """Raises `UserError` for a prompt that leaves no room for a reply: of a task without an end among the first `AHEAD`
+    of the run, otherwise among all that the run asks."""
+    p, there = e.objective, prompts.size(e.data, "train")
+    tries = 1 + (p.dynamic.retries if p.dynamic is not None else 0)
+    count = min(e.train.steps * tries * (e.train.batch_size // p.samples), AHEAD if there is None else there)
+    asked = (prompts.at(e.data, "train", e.seed, i) for i in range(count))
+    for prompt in itertools.chain(prompts.heldout(e.data, max(2, p.heldout_prompts)), asked):
+        rollout.prompt_ids(prompt, tokenizer, e.data.context, p.max_tokens, bool(e.data.tools))
 
 
 # ------------------------------------------------------------------------------------------------------- the models
@@ -361,6 +375,7 @@ def train_rl(e: Experiment, workdir, base: Experiment | None = None) -> int:
     data = prepared(e.data)
     tokenizer, e = data.tokenizer, train.bind(e, data.tokenizer.vocab_size)
     objectives.check_tokenizers(e, tokenizer)
+    check_prompts(e, tokenizer)
     transformer.validate(e.model)
     lora.validate(e.model, e.lora)
     lineage.check_same_experiment(workdir, e)

@@ -72,6 +72,23 @@ def seed_of(seed: int, stream: int, step: int) -> int:
     return int(np.random.SeedSequence([seed % 2**64, stream, step]).generate_state(1)[0])
 
 
+def prompt_ids(p: Prompt, tokenizer: Tokenizer, context: int, max_tokens: int, may_call: bool = False) -> list[int]:
+    """What the policy is given of a prompt; `UserError` where that leaves no room for `max_tokens` in the context.
+
+    may_call: whether it has tools.
+    """
+    try:
+        if not isinstance(p.asked, str):
+            return fitted(p.asked, tokenizer, Sampling(max_tokens=max_tokens), context, may_call)
+        ids, room = ids_of(p, tokenizer), context - max_tokens
+        if len(ids) > room:
+            raise UserError(f"it has {len(ids)} tokens, and {room} fit")
+        return ids
+    except UserError as e:
+        room = f"data.context={context} less objective.max_tokens={max_tokens}"
+        raise UserError(f"prompt {p.id}: {e}: {room}; leave it out, or change one of these") from None
+
+
 def sample(
     s: Sampler,
     params,
@@ -86,7 +103,7 @@ def sample(
     """`samples` replies to each prompt, those of a prompt together. first: the place of the first prompt. on_done: gets
     those that have ended while others are decoded, as in `generate`.
 
-    Raises `UserError` for a prompt that leaves no room for `max_tokens` in the context.
+    Raises `UserError` as `prompt_ids`.
     """
     sampling = Sampling(temperature=temperature, max_tokens=s.max_tokens, seed=seed)
     where = [(p, first + i, rank) for i, p in enumerate(prompts) for rank in range(samples)]
@@ -104,23 +121,14 @@ def sample(
         on_done([made(i, read(c)) for i, c in ended.items()])
 
     told = None if on_done is None else done
+    each = [prompt_ids(p, s.tokenizer, s.context, s.max_tokens, s.tools is not None) for p in prompts]
+    repeated = [ids for ids in each for _ in range(samples)]
     if as_text:
-        each = [ids_of(p, s.tokenizer) for p in prompts]
-        for p, ids in zip(prompts, each):
-            if len(ids) + s.max_tokens > s.context:
-                raise UserError(
-                    f"prompt {p.id} has {len(ids)} tokens, which with objective.max_tokens={s.max_tokens} "
-                    f"is more than data.context={s.context}"
-                )
-        repeated = [ids for ids in each for _ in range(samples)]
         completions = generate(
             s.model, params, s.tokenizer, repeated, sampling, sample_ids, s.slots, on_done=told, mesh=s.mesh
         )  # fmt: skip
         replies = [read(c) for c in completions]
     else:
-        may_call = s.tools is not None
-        each = [fitted(p.asked, s.tokenizer, sampling, s.context, may_call) for p in prompts]
-        repeated = [ids for ids in each for _ in range(samples)]
         replies = reply(
             *(s.model, params, s.tokenizer, [p.asked for p, _, _ in where], sampling),
             limit=s.context, sample_ids=sample_ids, slots=s.slots, tools=s.tools, counters=counters,

@@ -12,8 +12,9 @@ import pytest
 
 from jaxlm import config, sharding
 from jaxlm.config import UserError
+from jaxlm.data import prompts
 from jaxlm.data.conversation import Message
-from jaxlm.data.prompts import Addition, Prompt, Prompts
+from jaxlm.data.prompts import Addition, Prompt, PromptFile, Prompts
 from jaxlm.data.tokenizer import Bytes, BytesTokenizer
 from jaxlm.feedback.parts import Correct, Function, Learned
 from jaxlm.feedback.scoring import each
@@ -280,3 +281,22 @@ def test_a_reward_model_has_all_the_time_that_it_takes_to_compile(tmp_path, monk
     found = [Sample(Prompt("1+1=", {"answer": "2"}, "0"), 0, rank, (49, 50), reply, 1.0) for rank in range(2)]
     assert scoring.rewards(found, 0) == [2.0, 2.0]
     assert watched == {"model": False, "function": True}
+
+
+def test_a_prompt_that_leaves_no_room_is_named_before_the_run_that_asks_it(tmp_path):
+    """One that the run does not come to is let be."""
+    asked = [f"{i}+1=" for i in range(40)]
+    asked[17] = "4+" * 16
+    lines = [json.dumps({"prompt": text, "answer": "2"}) + "\n" for text in asked]
+    (tmp_path / "asked.jsonl").write_text("".join(lines))
+    task = PromptFile(str(tmp_path / "asked.jsonl"), as_text=True, heldout=0.2)
+    e = config.override(experiment("grpo"), {"data.task": task, "train.steps": 20})
+    ids = [prompts.at(e.data, "train", e.seed, i).id for i in range(prompts.size(e.data, "train"))]
+    place = ids.index("asked.jsonl:18")
+    rl.check_prompts(config.override(e, {"train.steps": place // 4}), BytesTokenizer())
+    words = r"prompt asked.jsonl:18: it has 33 tokens, and 20 fit: data.context=24 less objective.max_tokens=4; leave"
+    with pytest.raises(UserError, match=words):
+        rl.check_prompts(config.override(e, {"train.steps": place // 4 + 1}), BytesTokenizer())
+    with pytest.raises(UserError, match=words):
+        rl.run(e, tmp_path / "run", e)
+    assert not (tmp_path / "run").exists()

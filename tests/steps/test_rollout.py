@@ -75,8 +75,15 @@ def test_steps_and_streams_have_seeds_of_their_own():
 
 
 def test_a_prompt_without_room_is_refused():
-    with pytest.raises(UserError, match=r"prompt 0 has 60 tokens.*max_tokens=6.*context=64"):
+    with pytest.raises(
+        UserError, match=r"prompt 0: it has 60 tokens, and 58 fit: data.context=64 less objective.max_tokens=6"
+    ):
         rollout.sample(SAMPLER, PARAMS, texts("x" * 59), 1, 1.0, seed=0)
+    asked = Prompt(Conversation((Message("user", "x" * 59),)), {}, "a:7")
+    with pytest.raises(
+        UserError, match=r"prompt a:7: the prompt has \d+ tokens even.*and 58 fit: data.context=64 less"
+    ):
+        rollout.sample(SAMPLER, PARAMS, [asked], 1, 1.0, seed=0)
 
 
 def test_conversations_are_answered_with_tools_whose_tokens_are_not_the_policys():
