@@ -100,6 +100,7 @@ HELP: dict[str, Help] = {
     "critic/clip_fraction": Help("share of tokens at which the value clip decides", 0.0, 0.5),
     "critic/gradient_norm": Help("the critic's, before clipping; a jump by ten times is a bad batch", 0.0, 1e3),
     "critic/learning_rate": Help("of the critic", course="follows its schedule"),
+    "critic/updates_skipped": Help("updates of the critic left out: not finite, or spikes", 0.0, 0.0),
     "gradient_norm": Help("before clipping; a jump by ten times is a bad batch", 0.0, 1e3),
     "skipped": Help("steps without a single finite update", 0.0, 0.0),
     "updates_skipped": Help("updates left out: not finite, or spikes", 0.0, 0.0),

@@ -362,6 +362,7 @@ def learn(learner: Learner, s: RLState, columns: Sequence[Columns], step: int) -
         }
         for name in ("value", "clip_fraction", "gradient_norm", "learning_rate") if seen_critic else ():
             out[f"critic/{name}"] = sum(m[name] for m in seen_critic) / len(seen_critic)
+        out |= {} if critic is None else {"critic/updates_skipped": critic.skipped}
         lost = s.skipped + (own.skipped - skipped == len(seen))
         s = s.after(own, critic=critic, step=s.step + 1, skipped=lost)
     return s, out | {"skipped": s.skipped, "updates_skipped": own.skipped}

@@ -8,6 +8,7 @@ import threading
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxlm import config, sharding
@@ -31,7 +32,7 @@ from jaxlm.sample import slots
 from jaxlm.sample.chat import Reply
 from jaxlm.sample.engine import Completion
 from jaxlm.sharding import MeshConfig
-from jaxlm.steps import rollout
+from jaxlm.steps import learn, rollout
 from jaxlm.steps.policy import GRPO, PPO, Critic, DynamicSampling
 from jaxlm.steps.rollout import Sample
 from jaxlm.steps.update import Train
@@ -300,3 +301,21 @@ def test_a_prompt_that_leaves_no_room_is_named_before_the_run_that_asks_it(tmp_p
     with pytest.raises(UserError, match=words):
         rl.run(e, tmp_path / "run", e)
     assert not (tmp_path / "run").exists()
+
+
+def test_updates_that_a_critic_left_out_are_counted(tmp_path, monkeypatch):
+    """Those of the first epoch, by returns that are no numbers; the policy has none of these in its loss."""
+    trainer, s = a_step(experiment("ppo"), tmp_path)
+    minibatches = learn.minibatches
+
+    def poisoned(learner, columns, step, epoch):
+        found = minibatches(learner, columns, step, epoch)
+        for batch in found if epoch == 0 else ():
+            batch.returns[batch.sampled_by_policy] = np.nan
+        return found
+
+    monkeypatch.setattr(learn, "minibatches", poisoned)
+    for n in (0, 1):
+        s, metrics = trainer(s, n)
+        assert metrics["critic/updates_skipped"] == 2 * (n + 1) and metrics["updates_skipped"] == 0
+    assert rl_metrics.key_of("train/critic/updates_skipped") == "critic/updates_skipped"
