@@ -134,6 +134,14 @@ def constrain(x, axes: tuple[str | None, ...]):
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, mesh, x.shape))
 
 
+def cuts(axes: tuple[str | None, ...], shape: tuple[int, ...] | None = None) -> int:
+    """Into how many parts the table cuts an array of these logical axes, where this is traced: 1 without a mesh
+    (`mesh_here`). `shape` as in `partition_spec`."""
+    mesh = mesh_here()
+    spec = () if mesh.empty else partition_spec(axes, mesh, shape)
+    return math.prod(mesh.shape[name] for name in jax.tree.leaves(tuple(spec)))
+
+
 def platform() -> str:
     """Of the devices that what is traced here will run on: those of the mesh, without one the default ones."""
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)

@@ -5,12 +5,15 @@ the token at t, so hidden[:, t] comes from the tokens before it (rows of context
 tokens[:, :-1] and scores tokens[:, 1:]).
 """
 
+from collections.abc import Callable, Sequence
+
 import jax
 import jax.numpy as jnp
 
 from jaxlm import masked
 from jaxlm.nn.definition import ModelConfig
 from jaxlm.nn.transformer import unembed
+from jaxlm.sharding import constrain, cuts
 
 
 def token_logprobs(
@@ -52,22 +55,39 @@ def token_logprobs(
             scored += (logits[..., marker] - total, 1 - jnp.exp(jnp.max(others, axis=-1) - total))
         return scored
 
-    B, T, _ = hidden_BTD.shape
-    if chunk is None or chunk >= T:
-        return score(hidden_BTD, targets_BT, temperature_BT)
-    count = -(-T // chunk)
-    spare = count * chunk - T
     columns = [hidden_BTD, targets_BT]
     if temperature_BT is not None:
-        columns.append(jnp.broadcast_to(temperature_BT, (B, T)))
+        columns.append(jnp.broadcast_to(temperature_BT, targets_BT.shape))
+    # The kernel is cast inside, so that its gradient is summed over chunks in the parameters' dtype.
+    return by_chunks(score, columns, chunk)
+
+
+def by_chunks(score: Callable, columns: Sequence[jax.Array], chunk: int | None):
+    """`score(*columns)`, a tree of [B, T] of arrays [B, T, ...], with `chunk` positions of every row at a time (None:
+    all), which are scored again in the backward pass. `score` is given more dims between B and its part of T.
+
+    Where the mesh cuts rows (axis `context`), each device scores its share of a chunk, out of its own part of the row.
+    """
+    B, T = columns[0].shape[:2]
+    if chunk is None or chunk >= T:
+        return score(*columns)
+    parts = cuts(("length",), (T,))
+    rows = (B,) if parts == 1 else (B, parts)
+    each, chunk, at = T // parts, -(-chunk // parts), len(rows)
+    count = -(-each // chunk)
 
     def cut(x):
-        x = jnp.pad(x, ((0, 0), (0, spare)) + ((0, 0),) * (x.ndim - 2), constant_values=1)  # no temperature is 0
-        return jnp.moveaxis(x.reshape(B, count, chunk, *x.shape[2:]), 1, 0)
+        x = x.reshape(*rows, each, *x.shape[2:])
+        spare = [(0, count * chunk - each) if i == at else (0, 0) for i in range(x.ndim)]
+        x = jnp.pad(x, spare, constant_values=1)  # no temperature is 0
+        x = jnp.moveaxis(x.reshape(*rows, count, chunk, *x.shape[at + 1 :]), at, 0)
+        return x if parts == 1 else constrain(x, (None, "batch", "length") + (None,) * (x.ndim - 3))
 
-    # The kernel is cast inside, so that its gradient is summed over chunks in the parameters' dtype.
+    def joined(s):
+        return jnp.moveaxis(s, 0, at).reshape(*rows, count * chunk)[..., :each].reshape(B, T)
+
     scores = jax.lax.map(lambda xs: jax.checkpoint(score)(*xs), tuple(cut(x) for x in columns))
-    return tuple(jnp.moveaxis(s, 0, 1).reshape(B, count * chunk)[:, :T] for s in scores)
+    return jax.tree.map(joined, scores)
 
 
 def lm_loss(logprobs_BT, logsumexp_BT, mask_BT, z_loss_coefficient=0.0):

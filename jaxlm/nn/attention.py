@@ -14,7 +14,7 @@ from jaxlm.config import UserError
 from jaxlm.nn.blockwise import MASKED
 from jaxlm.nn.blockwise import blockwise as in_blocks
 from jaxlm.nn.quantized import mixed_BHTC, parts, scores_BHTS
-from jaxlm.sharding import mesh_here, platform
+from jaxlm.sharding import cuts, platform
 
 CPU_BLOCKWISE_FROM = 256  # queries from which making scores block by block is faster on CPU
 MOST_SCORES = 2**31  # bytes of scores per device above which other devices make them block by block
@@ -55,9 +55,8 @@ def choose(q_BTHC, k_BSKC, rule: Rule, implementation: str = "auto") -> str:
         return "cudnn"
     if platform() == "cpu":
         return "blockwise" if q_BTHC.shape[1] >= CPU_BLOCKWISE_FROM else "plain"
-    B, T, H, _ = q_BTHC.shape
-    mesh = mesh_here()
-    scores = 4 * B * H * T * parts(k_BSKC)[0].shape[1] // (1 if mesh.empty else mesh.size)
+    B, T, H, C = q_BTHC.shape
+    scores = 4 * B * H * T * parts(k_BSKC)[0].shape[1] // cuts(("batch", "length", "heads", None), (B, T, H, C))
     return "blockwise" if scores > MOST_SCORES else "plain"
 
 
@@ -92,13 +91,13 @@ def plain(q_BTHC, k_BSKC, v_BSKC, queries, keys, rule: Rule):
 
 
 def blockwise(q_BTHC, k_BSKC, v_BSKC, queries, keys, rule: Rule, block: int | None = None):
-    """Block by block, in loops (blockwise.py): memory independent of T * S."""
+    """Block by block, in loops (blockwise.py): memory independent of T * S, rows cut over devices where they are."""
     block = block or (64 if platform() == "cpu" else 512)
     return in_blocks(q_BTHC, k_BSKC, v_BSKC, queries, keys, rule, mask_BTS, block)
 
 
 def cudnn_refuses(q_BTHC, k_BSKC, rule: Rule) -> str | None:
-    """Why cuDNN's fused attention cannot be used on the default device, or None when it can."""
+    """Why cuDNN's fused attention cannot be used on the default device and the mesh, or None when it can."""
     device = jax.devices()[0]
     capability = getattr(device, "compute_capability", None)
     if device.platform != "gpu" or "rocm" in device.client.platform_version.lower() or capability is None:
@@ -117,6 +116,11 @@ def cudnn_refuses(q_BTHC, k_BSKC, rule: Rule) -> str | None:
         return f"head width {q_BTHC.shape[-1]} is above {widest} or no multiple of 8"
     if q_BTHC.shape[1] % 2:
         return f"length {q_BTHC.shape[1]} is odd"
+    if cuts(("length",)) > 1:
+        return f"it takes whole rows, and mesh.context cuts them into {cuts(('length',))}"
+    H, K = q_BTHC.shape[2], k_BSKC.shape[2]
+    if cuts(("heads",), (H,)) != cuts(("kv_heads",), (K,)):
+        return f"mesh.tensor divides only one of {H} heads and {K} key heads, and it takes both alike"
     return None
 
 

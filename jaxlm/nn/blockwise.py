@@ -3,16 +3,26 @@
 Legend: B batch, K key/value heads, G queries per key head, C head width; q, s queries and keys of one block,
 m, n numbers of query and key blocks. Blocks are walked one after another, in the forward and in the backward pass, so
 the memory beyond inputs and outputs is that of one pair; pairs that index and window rule out are not computed.
+
+Where the mesh cuts rows (axis `context`), each device walks the blocks of its own queries, over the keys and values of
+the whole row: gathered in the forward pass, and again in the backward pass, after which their gradients are summed and
+scattered (Llama 3's context parallelism, arXiv:2407.21783, section 3.3.2). Queries, outputs and their gradients stay
+where they are. A device has the c-th part of a row as it stands there, so the first sees least and the last most: with
+causal attention to the whole row, 2 - 1/c times the mean. (Llama 3 gives each device a part from either end of the row;
+here every layer would have to send queries and outputs there and back.)
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from jaxlm.nn.quantized import Quantized, parts
+from jaxlm.sharding import cuts, mesh_here, partition_spec
 
 MASKED = -1e30  # finite, so that a row without any key gives no NaN
 
@@ -22,17 +32,44 @@ def blockwise(q_BTHC, k_BSKC, v_BSKC, queries, keys, rule, visible, block: int):
 
     Keys and values that are `Quantized` become floats a block at a time, and have no gradient.
     """
+    if cuts(("length",), q_BTHC.shape[1:2]) == 1:
+        return _walked(q_BTHC, k_BSKC, v_BSKC, queries, keys, rule, visible, block)
+    H, K = q_BTHC.shape[2], parts(k_BSKC)[0].shape[2]
+    batch, length, heads, _ = partition_spec(("batch", "length", "heads", None), mesh_here(), q_BTHC.shape)
+    shared = math.lcm(K, cuts(("heads",), (H,)))
+    if H % shared:
+        heads = None  # every device of `tensor` has them all
+    elif shared > K:  # each device gets a copy of the key heads that its heads read
+        k_BSKC, v_BSKC = jax.tree.map(lambda x: jnp.repeat(x, shared // K, axis=2), (k_BSKC, v_BSKC))
+
+    def local(q_BTHC, k_BSKC, v_BSKC, *tokens):
+        side, across = min(block, q_BTHC.shape[1]), length if rule.ordered else None
+        return _walked(q_BTHC, k_BSKC, v_BSKC, tokens[:2], tokens[2:], rule, visible, side, across)
+
+    # Keys of a cache are whole on every device already, as are, nearly for nothing, positions and segments.
+    mine, whole = PartitionSpec(batch, length, heads), PartitionSpec(batch, None, heads)
+    theirs = mine if rule.ordered else whole
+    tokens = (PartitionSpec(batch, length),) * 2 + (PartitionSpec(batch),) * 2
+    spread = jax.shard_map(
+        local, mesh=mesh_here(), in_specs=(mine, theirs, theirs, *tokens), out_specs=mine, check_vma=False
+    )
+    return spread(q_BTHC, k_BSKC, v_BSKC, *queries, *keys)
+
+
+def _walked(q_BTHC, k_BSKC, v_BSKC, queries, keys, rule, visible, block: int, across=None):
+    """`blockwise` on one device. With `across`, mesh axes, it has the part of keys and values that is at the place of
+    its queries in the row."""
     B, T, H, C = q_BTHC.shape
-    S, K = parts(k_BSKC)[0].shape[1:3]
+    S, K = keys[0].shape[1], parts(k_BSKC)[0].shape[2]
     q_mBqKGC = _cut(q_BTHC.reshape(B, T, K, H // K, C), block)
     tokens = tuple(_cut(x, block) for x in (*queries, *keys))
-    walk = _Walk(rule, visible, block, -(-T // block), -(-S // block))
+    walk = _Walk(rule, visible, block, T, -(-S // block), across)
     q_mBKGqC = q_mBqKGC.transpose(0, 1, 3, 4, 2, 5)
-    k_nBKsC, v_nBKsC = jax.tree.map(lambda x: _cut(x, block).swapaxes(2, 3), (k_BSKC, v_BSKC))
-    if isinstance(k_BSKC, Quantized):
-        out_mBKGqC = _forward(walk, q_mBKGqC, k_nBKsC, v_nBKsC, *tokens)[0]
+    k, v = (k_BSKC, v_BSKC) if across else jax.tree.map(lambda x: _cut(x, block).swapaxes(2, 3), (k_BSKC, v_BSKC))
+    if isinstance(k, Quantized):
+        out_mBKGqC = _forward(walk, q_mBKGqC, k, v, *tokens)[0]
     else:
-        out_mBKGqC = _attend(walk, q_mBKGqC, k_nBKsC, v_nBKsC, *tokens)
+        out_mBKGqC = _attend(walk, q_mBKGqC, k, v, *tokens)
     return out_mBKGqC.transpose(1, 0, 4, 2, 3, 5).reshape(B, -1, H, C)[:, :T]
 
 
@@ -50,15 +87,34 @@ class _Walk:
     rule: object
     visible: Callable
     block: int
-    query_blocks: int
+    queries: int
     key_blocks: int
+    across: object = None
+
+    @property
+    def query_blocks(self) -> int:
+        return -(-self.queries // self.block)
+
+    def first_query(self, i):
+        """Index in the row at which query block `i` starts."""
+        start = i * self.block
+        return start if self.across is None else jax.lax.axis_index(self.across) * self.queries + start
 
     def bounds(self, i):
         """First and one past the last key block that query block `i` can see."""
         if not self.rule.ordered:
             return 0, self.key_blocks
-        low = 0 if self.rule.window is None else jnp.maximum(0, i * self.block - self.rule.window + 1) // self.block
-        return low, jnp.minimum(i + 1, self.key_blocks)
+        window = self.rule.window
+        low = 0 if window is None else jnp.maximum(0, self.first_query(i) - window + 1) // self.block
+        last = i if self.across is None else (self.first_query(i) + self.block - 1) // self.block
+        return low, jnp.minimum(last + 1, self.key_blocks)
+
+    def gathered(self, *near):
+        """Keys and values of the whole row in blocks, [n, B, K, s, C] each."""
+        if self.across is None:
+            return near
+        whole = (jax.lax.all_gather(x, self.across, axis=1, tiled=True) for x in near)
+        return tuple(_cut(x, self.block).swapaxes(2, 3) for x in whole)
 
     def scores(self, q_BKGqC, k_BKsC, tokens, i, j):
         """(masked scores [B, K, G, q, s], mask, derivative of the scores by the plain products)."""
@@ -73,7 +129,7 @@ class _Walk:
             s, slope = self.rule.softcap * t, self.rule.scale * (1 - jnp.square(t))
         q_position, q_segment, k_position, k_segment = tokens
         sides = (q_position[i], q_segment[i]), (k_position[j], k_segment[j])
-        mask = self.visible(*sides, self.rule, i * self.block, j * self.block)[:, None, None]
+        mask = self.visible(*sides, self.rule, self.first_query(i), j * self.block)[:, None, None]
         return jnp.where(mask, s, MASKED), mask, slope
 
 
@@ -88,6 +144,7 @@ def _attend(walk, q, k, v, *tokens):
 
 def _forward(walk, q, k, v, *tokens):
     dtype = jnp.promote_types(q.dtype, jnp.float32)
+    near, (k, v) = (k, v), walk.gathered(k, v)
 
     def row(i):
         def pair(j, carry):
@@ -108,11 +165,12 @@ def _forward(walk, q, k, v, *tokens):
         return (acc / total[..., None]).astype(q.dtype), top + jnp.log(total)
 
     out, logsumexp = jax.lax.map(row, jnp.arange(walk.query_blocks))
-    return out, (q, k, v, tokens, out, logsumexp)
+    return out, (q, *near, tokens, out, logsumexp)
 
 
 def _backward(walk, saved, dout):
-    q, k, v, tokens, out, logsumexp = saved
+    q, *near, tokens, out, logsumexp = saved
+    (k, v), scattered = jax.vjp(walk.gathered, *near)
     dtype = logsumexp.dtype
     delta = jnp.sum(dout.astype(dtype) * out.astype(dtype), axis=-1)
 
@@ -134,7 +192,7 @@ def _backward(walk, saved, dout):
 
     start = (jnp.zeros(k.shape, dtype), jnp.zeros(v.shape, dtype))
     (dk, dv), dq = jax.lax.scan(row, start, jnp.arange(walk.query_blocks))
-    return dq, dk.astype(k.dtype), dv.astype(v.dtype), *(None,) * 4
+    return dq, *scattered((dk.astype(k.dtype), dv.astype(v.dtype))), *(None,) * 4
 
 
 _attend.defvjp(_forward, _backward)

@@ -9,6 +9,9 @@ also keeps, under `recent_*`, the last inputs of each.
 The dtype is `precision.cache`, or that of computation where it is unset. In int8, keys and values are `Quantized`, with
 a scale for each entry and head; last inputs, of which there are few, are then kept as they were computed.
 
+Every device of mesh axis `context` has all entries of its rows, and decodes them: that axis cuts what is trained and
+scored alone.
+
 What was fed may be taken back (`rewind`): rings and last inputs then keep `spare` tokens more than they need.
 """
 

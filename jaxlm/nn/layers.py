@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxlm.sharding import RULES, constrain, mesh_here
+from jaxlm.sharding import constrain, cuts
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu_squared"]
 
@@ -131,8 +131,9 @@ def linear(x, kernel, bias=None, inputs: int = 1, dtype=None):
     """
     dtype, kernel = dtype or x.dtype, kernel.astype(x.dtype)
     rows, shared, out = x.shape[: x.ndim - inputs], kernel.shape[:inputs], kernel.shape[inputs:]
-    if _one_device_holds_a_row():
-        # One plain matmul: XLA on CPU takes twice as long for a step whose weight gradients contract two dims.
+    if cuts(("length",)) == 1:
+        # One plain matmul: XLA on CPU takes twice as long for a step whose weight gradients contract two dims. Where
+        # length is spread, merging it with the batch would gather the activations.
         x, kernel = x.reshape(-1, math.prod(shared)), kernel.reshape(-1, math.prod(out))
         y = jnp.matmul(x, kernel, preferred_element_type=dtype).reshape(*rows, *out)
     else:
@@ -143,18 +144,15 @@ def linear(x, kernel, bias=None, inputs: int = 1, dtype=None):
     return y
 
 
-def _one_device_holds_a_row() -> bool:
-    """Whether merging batch and length keeps the sharding; where length is spread it would gather the activations."""
-    mesh = mesh_here()
-    return mesh.empty or all(mesh.shape[axis] == 1 for axis in RULES["length"])
-
-
 def dropout(x, rate: float, key):
     """Zeroes entries with probability `rate` and scales the rest by 1 / (1 - rate); no key or no rate: `x`."""
     if key is None or rate == 0.0:
         return x
     keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
     return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+PREVIOUS = ((0, 0, 0), (1, -1, 0), (0, 0, 0), (0, 0, 0))  # pads [B, parts, ...]: each part is given the one before it
 
 
 class ShortConv(nn.Module):
@@ -169,19 +167,31 @@ class ShortConv(nn.Module):
     @nn.compact
     def __call__(self, x_BTD, positions_BT, segments_BT, recent=None):
         """(output [B, T, D], new recent). `recent` [B, R, D], R >= taps - 1: the inputs before these, with a cache."""
-        taps, T = self.cfg.short_conv, x_BTD.shape[1]
+        taps, (B, T, D) = self.cfg.short_conv, x_BTD.shape
         kernel = declare(self, "kernel", nn.initializers.zeros, (taps, self.cfg.width), ("taps", "embed"))
+        parts = cuts(("length",), (T,))
+        if recent is None and parts > 1 and T // parts >= taps - 1:
+            # Each device's part of a row on its own, after the last of the part before: all that devices need send.
+            x = constrain(x_BTD.reshape(B, parts, T // parts, D), ("batch", "length", None, None))
+            before = jax.lax.pad(x[:, :, T // parts - taps + 1 :], jnp.zeros((), x.dtype), PREVIOUS)
+            out = self.filtered(kernel, x, before, positions_BT.reshape(B, parts, T // parts))[0]
+            return out.reshape(B, T, D), None
         before = jnp.zeros_like(x_BTD[:, :1]).repeat(taps - 1, 1) if recent is None else recent.astype(x_BTD.dtype)
-        seen, R = jnp.concatenate([before, x_BTD], axis=1), before.shape[1]
-        out = x_BTD
-        for back in range(taps):
-            part = jax.lax.slice_in_dim(seen, R - back, R - back + T, axis=1)
-            out = out + jnp.where(positions_BT[..., None] >= back, part * _row(kernel[back], x_BTD), 0)
+        out, seen = self.filtered(kernel, x_BTD, before, positions_BT)
         if recent is not None:  # the inputs that end with each row's last real token
             last = jnp.max(jnp.where(segments_BT > 0, jnp.arange(T)[None] + 1, 0), axis=1)
-            take = jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, R))
+            take = jax.vmap(lambda row, start: jax.lax.dynamic_slice_in_dim(row, start, before.shape[1]))
             recent = take(seen, last).astype(recent.dtype)
         return out, recent
+
+    def filtered(self, kernel, x, before, positions):
+        """(output as `x` [..., T, D], `before` and `x` after each other). positions: of `x`, [..., T]."""
+        seen, (R, T) = jnp.concatenate([before, x], axis=-2), (before.shape[-2], x.shape[-2])
+        out = x
+        for back in range(self.cfg.short_conv):
+            part = jax.lax.slice_in_dim(seen, R - back, R - back + T, axis=x.ndim - 2)
+            out = out + jnp.where(positions[..., None] >= back, part * _row(kernel[back], x), 0)
+        return out, seen
 
 
 class Mlp(nn.Module):

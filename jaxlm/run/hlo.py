@@ -123,6 +123,25 @@ def _turns(computations, rest: str) -> int:
     return limits[0] if len(limits) == 1 else 1
 
 
+def instructions(text: str, op: str) -> list[tuple[str, tuple[int, ...]]]:
+    """(type, turns of the loops around it, the outermost first) of every instruction that is this operation."""
+    computations, entry = _parse(text)
+    out: list[tuple[str, tuple[int, ...]]] = []
+
+    def walk(name: str, loops: tuple[int, ...]):
+        for _, shape, found, rest in computations.get(name, []):
+            if found == op:
+                out.append((shape, loops))
+            elif found == "while":
+                walk(re.search(r"body=%?([\w.\-]+)", rest)[1], (*loops, _turns(computations, rest)))
+            elif found in ("fusion", "call"):
+                for called in _CALLED.findall(rest):
+                    walk(called, loops)
+
+    walk(entry, ())
+    return out
+
+
 def collectives(text: str, partitions: int, slices: int = 1) -> list[Collective]:
     """Every collective of a program's text, in the order in which they stand in it.
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxlm import masked
 from jaxlm.data.trajectory import Trajectory
-from jaxlm.losses import distill
+from jaxlm.losses import distill, lm
 from jaxlm.losses.distill import Forward, JensenShannon, Reverse
 from jaxlm.nn import transformer
 from jaxlm.steps import pretrain
@@ -45,17 +45,7 @@ def token_divergences(objective: Distill, model, params, reference, batch: Traje
             student, wise = student[..., : model.vocab_size], wise[..., : model.vocab_size]
         return distill.divergence(objective.divergence, student, wise, mask, objective.temperature)
 
-    B, T = mask_BT.shape
-    if chunk is None or chunk >= T:
-        return score(ours_BTD, theirs_BTD, mask_BT)
-    count = -(-T // chunk)
-
-    def cut(x):
-        x = jnp.pad(x, ((0, 0), (0, count * chunk - T)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(B, count, chunk, *x.shape[2:]), 1, 0)
-
-    parts = jax.lax.map(lambda xs: jax.checkpoint(score)(*xs), (cut(ours_BTD), cut(theirs_BTD), cut(mask_BT)))
-    return jnp.moveaxis(parts, 0, 1).reshape(B, count * chunk)[:, :T]
+    return lm.by_chunks(score, (ours_BTD, theirs_BTD, mask_BT), chunk)
 
 
 def make_loss(objective: Distill, model, train, reference):
