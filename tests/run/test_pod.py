@@ -205,7 +205,7 @@ def test_the_search_ranks_by_arithmetic(monkeypatch):
 def test_a_batch_that_no_mesh_can_share():
     e = dataclasses.replace(tiny("pretrain_tiny"), mesh=MeshConfig())
     odd = config.override(e, {"train.batch_size": 3})
-    with pytest.raises(UserError, match=r"no mesh of 8 chips can train this; .* batch_size 3 must be a multiple"):
+    with pytest.raises(UserError, match=r"no mesh of 8 chips can train this; .*batch_size 3 must be a multiple"):
         search.candidates(odd, T, sharding.make_mesh)
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -203,7 +204,7 @@ def test_only_process_0_writes(experiment, tmp_path, monkeypatch, this):
     root = train.open_workdir(experiment, tmp_path / "run", None, BytesTokenizer())
     rl_metrics.write_help(root)
     rl_evals.Evaluation(experiment, None, None, None, None, root)._keep(3, [], None)
-    found = {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()}
+    found = {str(p.relative_to(root)) for p in Path(root).rglob("*") if p.is_file()}
     wanted = {"config.json", "diff.txt", "environment.json", "samples/00000003.jsonl", rl_metrics.HELP_FILE}
     assert (found >= {*wanted, "tokenizer/tokenizer.json"}) if this == 0 else not found
 
