@@ -10,6 +10,7 @@ import pytest
 from jaxlm.optim.optimizers import AdamW
 from jaxlm.rl.rewards import Subtract
 from jaxlm.run import rl
+from jaxlm.run.goodput import Clock
 from jaxlm.steps import learn
 from jaxlm.steps.policy import DR_GRPO
 from jaxlm.steps.update import Train
@@ -31,13 +32,13 @@ def step(rewards, process=None):
     s = gone_on()
     s.step, s.kl_coefficient = 0, 0.0
     trainer = types.SimpleNamespace(
-        p=OBJECTIVE, tools=None, reference=PARAMS, process=lambda samples: process,
+        p=OBJECTIVE, tools=None, clock=Clock(phase="host"), reference=PARAMS, process=lambda samples: process,
         roll=lambda s, n: rl.Rolled(found, [None] * len(found), {}),
         scoring=types.SimpleNamespace(begin_step=lambda n: None, rewards=lambda found, n: rewards, seen={}),
         learner=learn.Learner(OBJECTIVE, MODEL, None, AdamW(), None, Train(batch_size=len(found)), 12, 0, ONE),
     )  # fmt: skip
     with mock.patch.object(learn, "learn", side_effect=lambda learner, s, columns, n: (s, {})) as update:
-        _, metrics = rl.Trainer.__call__(trainer, s, 0)
+        _, metrics, _ = rl.Trainer._step(trainer, s, 0)
     return update.call_args.args[2], metrics
 
 
@@ -83,7 +84,7 @@ MUTATIONS = (
              "zip(rolled.samples, [r or 0.0 for r in rewards])", rewards_reach_the_update_as_they_are),
     Mutation("every sample is a group of its own", rl, "np.array([x.place for x in samples])",
              "np.arange(len(samples))", rewards_reach_the_update_as_they_are),
-    Mutation("process rewards are lost", rl, "            process,\n        )", "            None,\n        )",
+    Mutation("process rewards are lost", rl, "            process,\n", "            None,\n",
              process_rewards_reach_the_update),
     Mutation("process rewards of what a tool wrote", learn, "*mask.shape).rewards * mask", "*mask.shape).rewards",
              process_rewards_reach_the_update),

@@ -326,7 +326,7 @@ def test_a_preflight_that_says_no_stops_where_that_is_wanted(experiment, tmp_pat
     [
         ({"data": Data()}, "learns from Prompts"),
         ({"objective.samples": 3}, "no multiple of samples"),
-        ({"data.context": 6}, "prompt .*: it has 6 tokens, and 2 fit: data.context=6 less objective.max_tokens=4"),
+        ({"data.context": 6}, r"prompt .*: it has \d tokens, and 2 fit: data.context=6 less objective.max_tokens=4"),
         ({"objective.reward": (Function("nowhere:f"),)}, "nowhere"),
         ({"data.tools": ("calculator",)}, "called in conversations"),
         ({"data.tokenizer": None}, "only with a parent"),
