@@ -120,12 +120,6 @@ def mesh_here() -> AbstractMesh:
     return AbstractMesh((), ()) if mesh.manual_axes else mesh
 
 
-def shards(axis: str) -> int:
-    """Over how many devices the table spreads a logical axis, under the mesh of `mesh_here`."""
-    mesh = mesh_here()
-    return 1 if mesh.empty else math.prod(mesh.shape[m] for m in RULES[axis])
-
-
 def constrain(x, axes: tuple[str | None, ...]):
     """Constrains an activation to the table's sharding; where there is no mesh (`mesh_here`) it is `x`."""
     mesh = mesh_here()

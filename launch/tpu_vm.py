@@ -62,7 +62,7 @@ GRACE_POLLS = 4  # so long the other hosts have to end by themselves, once one h
 
 
 class Deleted(Exception):
-    """Somebody has deleted the machines of the job: they are not made again against his will."""
+    """Somebody has deleted the machines of the job: they are not made again unasked."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -40,7 +40,7 @@ def schemes(e: Experiment, chips: int, slices: int) -> list[MeshConfig]:
     return [MeshConfig(slices, None, t, c) for t in tensor for c in context if each % (t * c) == 0 and t * c <= 16]
 
 
-def cuts(e: Experiment, mesh) -> list[int]:
+def accumulations(e: Experiment, mesh) -> list[int]:
     """Numbers of microbatches to try: the powers of two that leave each device a row of what is cut, a batch or, in
     reinforcement learning, a minibatch of it."""
     minibatches = e.objective.minibatches if isinstance(e.objective, PolicyGradient) else 1
@@ -56,7 +56,7 @@ def candidates(e: Experiment, t: Topology, make_mesh) -> list[Candidate]:
         mesh = make_mesh(mesh_config)
         for remat in REMAT:
             one = None
-            for accumulation in cuts(e, mesh):
+            for accumulation in accumulations(e, mesh):
                 tried = dataclasses.replace(
                     e,
                     mesh=mesh_config,

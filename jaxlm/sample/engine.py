@@ -269,7 +269,7 @@ def run(
     G, place_of = group_rows(B), {}
     for r in queue:
         place_of.setdefault(r.source, len(place_of))
-    rows = prompt_rows(B, len(queue), len(place_of), sharding.shards("batch")), G
+    rows = prompt_rows(B, len(queue), len(place_of), sharding.cuts(("batch",))), G
     # Those that may run longest go first, so that few slots are idle in the end; those of one prompt together.
     waiting = collections.deque(sorted(queue, key=lambda r: (-r.sampling.max_tokens, place_of[r.source])))
     kept = None

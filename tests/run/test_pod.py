@@ -218,9 +218,9 @@ def test_the_search_offers_what_training_takes(monkeypatch):
 def test_microbatches_are_cut_from_minibatches():
     e = tiny("ppo_tiny", "objective.max_tokens=8", "objective.minibatches=2", "train.batch_size=32")
     four = sharding.make_mesh(MeshConfig(fsdp=4, tensor=2))
-    assert search.cuts(e, four) == [1, 2, 4]
-    assert search.cuts(config.override(e, {"objective.minibatches": 32}), four) == [1]
-    assert search.cuts(tiny("pretrain_tiny", "train.batch_size=24"), four) == [1, 2, 4]
+    assert search.accumulations(e, four) == [1, 2, 4]
+    assert search.accumulations(config.override(e, {"objective.minibatches": 32}), four) == [1]
+    assert search.accumulations(tiny("pretrain_tiny", "train.batch_size=24"), four) == [1, 2, 4]
 
 
 # ---------------------------------------------------------------------------------------------------------- the mesh
