@@ -45,6 +45,10 @@ def run(main, takes_command: bool = False) -> None:
             print(str(e) or "stopped and saved; the same command goes on from here", file=sys.stderr)
             sys.exit(exits.EXIT_PREEMPTED)
 
+    # Flags that programs share stand in modules of their own; --help would show those of the program's module alone.
+    for module, defined in flags.FLAGS.flags_by_module_dict().items():
+        for flag in defined if module.startswith("launch.") else ():
+            flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     flags.FLAGS.set_gnu_getopt(True)
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it touches; --verbosity=0 brings that back
     try:

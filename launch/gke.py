@@ -32,8 +32,6 @@ from launch import cluster_flags, common, job_flags, tpu_flags, tpus
 from launch import job as jobs
 from launch.job import NEVER_AGAIN, Job, Step
 
-for shared in (job_flags, cluster_flags, tpu_flags):
-    flags.adopt_module_key_flags(shared)
 IMAGE = flags.DEFINE_string("image", None, "Container image with the code, as launch/Dockerfile makes it.")
 NAMESPACE = flags.DEFINE_string("namespace", "default", "Kubernetes namespace.")
 QUEUE = flags.DEFINE_string("queue", None, "Queue of Kueue that admits the job.")

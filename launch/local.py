@@ -36,7 +36,6 @@ from launch import job as jobs
 from launch.job import Job, Processes, Step
 from launch.supervise import supervise
 
-flags.adopt_module_key_flags(job_flags)
 PROCESSES = flags.DEFINE_integer("processes", 1, "So many processes.")
 CPU_DEVICES = flags.DEFINE_integer("cpu_devices", None, "Devices that each process makes of the CPU.", lower_bound=1)
 GPUS = flags.DEFINE_bool("gpus", False, "Each process sees one GPU, the one of its number.")

@@ -35,8 +35,6 @@ from launch import cluster_flags, common, job_flags
 from launch import job as jobs
 from launch.job import Gpus, Job, Step
 
-for shared in (job_flags, cluster_flags):
-    flags.adopt_module_key_flags(shared)
 NODES = flags.DEFINE_integer("nodes", None, "So many nodes.")
 GPUS_PER_NODE = flags.DEFINE_integer("gpus_per_node", None, "GPUs of a node, and processes on it.")
 TIME = flags.DEFINE_string("time", None, "Limit of one start, as Slurm writes it; the job goes on after it.")

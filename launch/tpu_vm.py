@@ -43,8 +43,6 @@ from launch.gcloud import Place
 from launch.job import Job, Step
 from launch.supervise import say, supervise
 
-for shared in (job_flags, cluster_flags, tpu_flags):
-    flags.adopt_module_key_flags(shared)
 PROJECT = flags.DEFINE_string("project", None, "Google Cloud project.")
 ZONE = flags.DEFINE_string("zone", None, "Zone of the TPU, such as us-east5-a.")
 QUEUED = flags.DEFINE_bool("queued", False, "Ask by a queued resource, which waits until there is capacity.")

@@ -139,6 +139,8 @@ def test_from_the_shell(workdir):
     assert len(bad.stderr.splitlines()) == 1 and bad.stderr.startswith("error: ") and "top_k" in bad.stderr
     bad = shell("launch.eval", f"--workdir={workdir}", "--suite=helpout")
     assert bad.returncode == 2 and bad.stderr == "error: unknown suite 'helpout'; nearest: heldout, shots\n"
+    described = shell("launch.sample", "--help").stdout  # flags of modules that programs share stand beside its own
+    assert all(f"\n  --{name}:" in described for name in ("prompt", "draft", "draft_tokens", "cache_dtype"))
 
 
 def test_tables_wrap_align_and_show_what_is_invisible():
