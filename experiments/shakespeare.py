@@ -23,7 +23,7 @@ def shakespeare_char() -> Experiment:
     model = ModelConfig(layers=4, width=128, heads=4, vocab_multiple=1, scan=False)
     return Experiment(
         model=replace(gpt2(model, context, bias=False), activation="gelu"),
-        data=Data(curation=None, tokenizer=Chars(), split=ByPosition(valid_fraction=0.1), context=context),
+        data=Data(sources=(), curation=None, tokenizer=Chars(), split=ByPosition(valid_fraction=0.1), context=context),
         optimizer=AdamW(lr=1e-3, b1=0.9, b2=0.99, weight_decay=0.1, schedule=Cosine(warmup=100, final=0.1)),
         train=Train(steps=2000, batch_size=12, clip=1.0, log_every=50),
         evaluation=Evaluation(every=500, batch_size=64),
