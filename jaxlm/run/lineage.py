@@ -158,8 +158,11 @@ def _may_differ(path: str) -> bool:
 
 def _otherwise(paths: Iterable[str]) -> str:
     """The end of a refusal: another folder, or, where the program has a way to say it, the same one all the same."""
-    can = [path for path in dict.fromkeys(paths) if path.split(".")[0] not in HELD]
-    offered = f", or go on all the same with --allow={','.join(can)}" if can and _allowed.get() is not None else ""
+    names = list(dict.fromkeys(paths))
+    if len(names) > 6:  # as the parts of the definition that they stand in
+        names = list(dict.fromkeys(path.split(".")[0] for path in names))
+    can = _allowed.get() is not None and not any(path.split(".")[0] in HELD for path in names)
+    offered = f", or go on all the same with --allow={','.join(names)}" if can else ""
     return f"choose another --workdir{offered}"
 
 

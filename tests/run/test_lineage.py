@@ -127,6 +127,15 @@ def test_what_is_allowed_by_name_may_differ_and_is_recorded(tmp_path):
     assert [t["differences"] for t in told] == [["train.batch_size: 4 -> 8"]] * 2
 
 
+def test_what_is_offered_is_short_and_helps(tmp_path):
+    """Many paths stand under few names; where the model differs too, no name helps, and none is offered."""
+    w = workdir_of(tmp_path)
+    with lineage.allowing(w, (), Definition()):
+        many = [*(f"data.sources.0.{i}" for i in range(7)), "optimizer.lr"]
+        assert lineage._otherwise(many).endswith("--allow=data,optimizer")
+        assert lineage._otherwise([*many, "model.width"]) == "choose another --workdir"
+
+
 @pytest.mark.parametrize("name", ["data", "tokenizer", "data.tokenizer"])
 def test_an_allowed_tokenizer(tmp_path, name):
     lineage.write_lineage(tmp_path, OLD, parent={"step": 5})
