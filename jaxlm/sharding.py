@@ -49,6 +49,9 @@ def make_mesh(cfg: MeshConfig, devices=None) -> Mesh:
 
     Of several TPU slices, each holds a part of `replica`: no other axis crosses the slow network between them.
     """
+    for axis in AXES:
+        if (size := getattr(cfg, axis)) is not None and size < 1:
+            raise UserError(f"mesh.{axis} must be at least 1, got {size}")
     devices = list(jax.devices() if devices is None else devices)
     if len(parts := _slices(devices)) > 1:
         if cfg.replica % len(parts):

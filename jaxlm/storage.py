@@ -29,6 +29,8 @@ def disk_errors(p):
             raise UserError(f"no permission to write {p}; choose another folder") from e
         if e.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             raise UserError(f"cannot write {p}: a file stands where a folder is needed, or the reverse") from e
+        if e.errno == errno.ENOENT:
+            raise UserError(f"cannot write {p}: there is no such folder") from e
         raise
 
 

@@ -1,7 +1,9 @@
 """The root node of every definition. Its parts are declared beside the code that reads them."""
 
 import dataclasses
+import math
 
+from jaxlm import config
 from jaxlm.config import UserError
 from jaxlm.data.chat import Chat, prepare_chat
 from jaxlm.data.preferences import Preferences, prepare_preferences
@@ -76,8 +78,12 @@ def validate(e: Experiment, batch_shards: int) -> None:
     batch_shards: over how many devices the mesh spreads the rows of a batch.
     """
     t = e.train
-    if min(t.steps, t.batch_size, t.accumulation, t.log_every) < 1:
-        raise UserError("train.steps, batch_size, accumulation and log_every must be at least 1")
+    for name in ("steps", "batch_size", "accumulation", "log_every"):
+        if getattr(t, name) < 1:
+            raise UserError(f"train.{name} must be at least 1, got {getattr(t, name)}")
+    for path, value in config.walk(e):  # a critic has an optimizer of its own
+        if "optimizer." in path and type(value) in (int, float) and not 0 <= value < math.inf:
+            raise UserError(f"{path} must be a number from 0 on, got {value:g}")
     if t.hang_seconds is not None and t.hang_seconds <= 0:
         raise UserError(f"train.hang_seconds must be above 0, got {t.hang_seconds:g}; none turns the watch off")
     if t.batch_size % (t.accumulation * batch_shards):

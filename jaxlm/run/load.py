@@ -56,7 +56,10 @@ def load_experiment(workdir) -> Experiment:
     if not file.exists():
         raise UserError(f"{workdir} is not the workdir of a run: it has no config.json")
     storage.read_json(file)  # says what is wrong with a damaged file
-    return config.from_json(Experiment, file.read_text())
+    try:
+        return config.from_json(Experiment, file.read_text())
+    except UserError as e:
+        raise UserError(f"{file} is of another kind or version: {e}") from e
 
 
 def load_bound(workdir) -> Experiment:

@@ -102,6 +102,8 @@ def validate(e: Experiment) -> None:
     if not isinstance(e.data, kinds):
         wanted = " or ".join(k.__name__ for k in kinds)
         raise UserError(f"objective {name} learns from {wanted}, and data is {type(e.data).__name__}")
+    if e.lora is not None and e.parent is None:
+        raise UserError("lora trains adapters of a model that has learned, its parent: --set=parent=WORKDIR")
     if isinstance(e.objective, NextToken) and e.objective.doubt is not None and e.objective.doubt <= 0:
         raise UserError(f"objective.doubt must be above 0, or none for no such loss, got {e.objective.doubt}")
     if isinstance(e.objective, Preference) and preference.needs_reference(e.objective) and e.parent is None:

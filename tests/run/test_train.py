@@ -260,7 +260,11 @@ def test_a_last_checkpoint_that_may_not_be_kept_is_no_end_like_another(experimen
         ({"data.path": "nowhere/text.txt"}, "nowhere"),
         ({"train.steps": 0}, "at least 1"),
         ({"train.hang_seconds": 0.0}, "must be above 0"),
-        ({"lora": LoRA(targets=("gate", "query"))}, "no projection 'query'"),
+        ({"train.log_every": -1}, "train.log_every must be at least 1, got -1"),
+        ({"optimizer.lr": -1e-3}, "optimizer.lr must be a number from 0 on, got -0.001"),
+        ({"optimizer.weight_decay": float("nan")}, "optimizer.weight_decay must be a number"),
+        ({"mesh.tensor": 0}, "mesh.tensor must be at least 1, got 0"),
+        ({"lora": LoRA(rank=2)}, "its parent"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
@@ -269,6 +273,12 @@ def test_bad_definitions_are_refused_before_anything_is_written(experiment, tmp_
     with pytest.raises(UserError, match=words):
         train.train(e, tmp_path / "run", experiment)
     assert not (tmp_path / "run").exists()
+
+
+def test_adapters_for_what_the_model_lacks_are_refused(experiment, whole, tmp_path):
+    e = config.override(experiment, {"parent": str(whole), "lora": LoRA(targets=("gate", "query"))})
+    with pytest.raises(UserError, match="no projection 'query'"):
+        train.train(e, tmp_path / "run", experiment)
 
 
 def test_a_child_starts_from_its_parents_parameters_with_its_model_and_tokenizer(experiment, whole, tmp_path):
