@@ -224,6 +224,8 @@ def talk(s: Session, interactive: bool) -> int:
 def main() -> int:
     if WORKDIR.value is None:
         raise UserError("--workdir=DIR is missing: the folder of a run that was fine-tuned on conversations")
+    if INDEX.value is not None and "search" not in TOOLS.value:
+        raise UserError("--index is what the tool search looks into: --tools=search")
     with tempfile.TemporaryDirectory() as scratch:
         tools = by_name(TOOLS.value, INDEX.value, scratch, UNSAFE_PYTHON.value)
         use_compilation_cache()

@@ -82,16 +82,6 @@ class Job:
     command: tuple[str, ...]
 
 
-def seeds() -> list[int]:
-    try:
-        found = [int(s) for s in SEEDS.value]
-    except ValueError:
-        raise UserError(f"--seeds takes whole numbers with commas between, got {','.join(SEEDS.value)!r}") from None
-    if not found or len(set(found)) < len(found):
-        raise UserError("--seeds needs at least one seed, each once")
-    return found
-
-
 def resolve(variant: sweep.Variant) -> Experiment:
     try:
         return config.resolve(EXPERIMENT.value, [*EDIT.value, *variant.edits], [*SET.value, *variant.sets])
@@ -105,10 +95,10 @@ def jobs() -> tuple[list[Job], list[str]]:
     """Every run of the sweep, all variants with one seed and then with the next, and what the user should know."""
     resolved = {v: resolve(v) for v in sweep.grid(EDIT_GRID.value, VARY.value)}
     resolved, notes = sweep.drop_repeats(resolved)
-    common = config.resolve(EXPERIMENT.value, EDIT.value)
+    base = config.resolve(EXPERIMENT.value, EDIT.value)
     for v in resolved:
         edited = config.resolve(EXPERIMENT.value, [*EDIT.value, *v.edits])
-        notes += sweep.undone(v, common, edited, SET.value)
+        notes += sweep.undone(v, base, edited, SET.value)
     extra = {v: () for v in resolved}
     if EQUAL.value == "flops":
         baseline = next(iter(resolved))
@@ -117,7 +107,7 @@ def jobs() -> tuple[list[Job], list[str]]:
         }
         extra[baseline] = ()
     out = []
-    for seed in seeds():
+    for seed in common.seeds(SEEDS.value):
         for v, e in resolved.items():
             sets = [*SET.value, *v.sets, *extra[v], f"seed={seed}"]
             workdir = str(storage.path(WORKDIR.value) / sweep.folder(v, seed))

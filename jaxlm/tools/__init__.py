@@ -197,6 +197,8 @@ def by_name(
                 if pathlib.Path(index).is_dir():
                     build_index(index, pathlib.Path(scratch) / "index.db")
                     index = pathlib.Path(scratch) / "index.db"
+                elif not pathlib.Path(index).exists():
+                    raise UserError(f"no index at {index}, and no folder of texts to make one of")
                 made.append(search_tool(index, k=1))
             case _:
                 raise UserError(f"unknown tool {name!r}; {nearest(name, NAMES)}")

@@ -179,7 +179,8 @@ def test_bad_options_are_one_clear_line(call, hello, look, monkeypatch):
         ({"workdir": None}, "--workdir=DIR is missing"),
         ({"tools": ["pyton"]}, "unknown tool 'pyton'; nearest: python"),
         ({"tools": ["search"], "index": None}, "the tool search needs an index: a folder of texts"),
-        ({"tools": ["search"], "index": hello + "/none"}, "no index at"),
+        ({"tools": ["search"], "index": hello + "/none"}, "no index at .*/none, and no folder of texts"),
+        ({"tools": ["calculator"], "index": hello}, "--index is what the tool search looks into"),
         ({"top_p": 2.0}, "top_p must be above 0"),
         ({"max_tokens": 0}, "max_tokens must be at least 1"),
     ):
