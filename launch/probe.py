@@ -88,7 +88,7 @@ KNOWN_PER_UNKNOWN = flags.DEFINE_float("known_per_unknown", 2.0, "Lessons of kno
 UNSTABLE_PER_UNKNOWN = flags.DEFINE_float("unstable_per_unknown", 1.0, "Lessons of unstable facts for one unknown.")
 BEFORE = flags.DEFINE_string("before", None, "--out of an earlier probe with the same questions, to compare with.")
 DEV = flags.DEFINE_string("dev", None, "--out of a probe of other questions before training, for the threshold.")
-MOST_LOST = flags.DEFINE_float("most_lost", 0.03, "Coverage that the threshold may cost on --dev, as a share.")
+MOST_LOST = flags.DEFINE_float("most_lost", 0.03, "Coverage that the threshold may cost on --dev, as a share.", 0, 1)
 
 
 # -------------------------------------------------------------------------------------------------------- questions

@@ -59,7 +59,9 @@ def main() -> int:
     try:
         least, most = map(int, CHARACTERS.value)
     except ValueError:
-        raise UserError(f"--characters={','.join(CHARACTERS.value)}: two numbers are wanted, such as 2,4000") from None
+        least, most = 1, 0
+    if not 0 <= least <= most:
+        raise UserError(f"--characters={','.join(CHARACTERS.value)}: the least and the most are wanted, such as 2,4000")
     if storage.path(OUT.value).exists():
         raise UserError(f"{OUT.value} is there already: choose another --out")
     templates = read_templates(TEMPLATES.value)

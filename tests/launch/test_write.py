@@ -85,7 +85,8 @@ def test_what_is_missing_is_said(call, run, templates, tmp_path):
     for options, message in (
         ({"workdir": None}, "--workdir is missing"),
         ({"templates": str(tmp_path / "none.jsonl")}, "no such file of templates"),
-        ({"characters": ["2"]}, "two numbers are wanted"),
+        ({"characters": ["2"]}, "the least and the most are wanted"),
+        ({"characters": ["9", "2"]}, "the least and the most are wanted"),
     ):
         with pytest.raises(UserError, match=message):
             call(**{"workdir": run, "templates": templates, "out": str(tmp_path / "o.jsonl")} | options)
