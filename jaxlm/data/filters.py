@@ -115,7 +115,7 @@ class MaskPII:
 
 def missing_extra(step: str, package: str) -> UserError:
     return UserError(
-        f"the curation step {step} needs {package}: pip install 'jaxlm[curate]' (or pip install {package})"
+        f"the curation step {step} needs {package}: pip install -e '.[curate]' (or pip install {package})"
     )
 
 

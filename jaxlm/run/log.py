@@ -94,7 +94,7 @@ class MetricsLog:
             try:
                 from tensorboardX import SummaryWriter
             except ImportError:
-                raise UserError("TensorBoard files need tensorboardX: pip install 'jaxlm[report]'") from None
+                raise UserError("TensorBoard files need tensorboardX: pip install -e '.[report]'") from None
             self._board = SummaryWriter(str(self._workdir / "tensorboard"))
 
     def write(self, step: int, values: dict[str, float]) -> None:

@@ -108,7 +108,7 @@ def attention_png(path, weights_LHTT: np.ndarray, pieces: Sequence[str]) -> None
         from matplotlib.colors import PowerNorm
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("drawing needs matplotlib: pip install 'jaxlm[report]'") from None
+        raise UserError("drawing needs matplotlib: pip install -e '.[report]'") from None
     across = min(L, 4 if T <= 24 else 2)
     down = -(-L // across)
     side = max(3.0, 0.17 * T + 1.2)

@@ -393,7 +393,7 @@ def test_steps_whose_package_is_missing_say_how_to_get_it(monkeypatch):
     for step, package in ((HtmlText(), "resiliparse"), (Language(), "py3langid")):
         for name in (package, f"{package}.extract", f"{package}.extract.html2text", f"{package}.langid"):
             monkeypatch.setitem(sys.modules, name, None)
-        with pytest.raises(UserError, match=rf"needs {package}: pip install 'jaxlm\[curate\]'"):
+        with pytest.raises(UserError, match=rf"needs {package}: pip install -e '\.\[curate\]'"):
             curate([], Curation((step,)))
 
 
