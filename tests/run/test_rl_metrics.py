@@ -159,3 +159,21 @@ def test_what_becomes_of_an_answer_inside_the_thinking_is_measured(tmp_path, cap
 
 def test_parts_of_one_kind_are_told_apart():
     assert names((RISES, Correct(), FALLS)) == ["function_0", "correct", "function_2"]
+
+
+def test_a_metric_out_of_its_range_is_said_once():
+    said = []
+    watch = rl_metrics.Watch(types.SimpleNamespace(say=said.append))
+    for step, rate in enumerate((1.0, 0.5, 0.4, 0.95, 0.2)):
+        watch(step, {"train/eos_rate": rate, "train/unknown": 5.0})
+    assert [t.partition(":")[0] for t in said[1:]] == ["step 1", "step 4"]
+    assert said[0].endswith("  eos_rate 0.9 to 1")
+    assert "healthy: 0.9 to 1" in said[1] and "ran into max_tokens" in said[1]
+    watch(5, {"eval/pass@4": 0.5, "train/reward": 1.0, "train/eos_rate": 0.1})
+    assert len(said) == 4 and "reward rises, ever slower | eval/pass@ pass@1 rises" in said[3]
+
+
+def test_every_metric_has_a_healthy_course():
+    assert not [k for k, h in rl_metrics.HELP.items() if not h.healthy]
+    lines = rl_metrics.healthy(rl_metrics.HELP).splitlines()
+    assert len(lines) < 26 and max(map(len, lines)) <= 120

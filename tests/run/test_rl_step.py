@@ -37,7 +37,7 @@ from jaxlm.steps.policy import GRPO, PPO, Critic, DynamicSampling
 from jaxlm.steps.rollout import Sample
 from jaxlm.steps.update import Train
 from tests.run import rewarding
-from tests.run.test_rl import assert_same, said, saved
+from tests.run.rl_runs import assert_same, said, saved
 
 BATCH, ONE = (Function(f"tests.run.rewarding:{name}") for name in ("reward", "one"))
 FAST = AdamW(lr=3e-3, weight_decay=0.0, schedule=Linear())
