@@ -4,11 +4,13 @@ import itertools
 import sys
 from collections.abc import Mapping
 
+import numpy as np
+
 from jaxlm import storage
 from jaxlm.config import UserError
 from jaxlm.estimates import Estimate
 from jaxlm.feedback.alarms import Alarm
-from jaxlm.feedback.overoptimization import Fit
+from jaxlm.feedback.overoptimization import Fit, curve
 from jaxlm.run.overoptimization_plots import overoptimization
 from jaxlm.run.report import COLORS, Page, label_axes, new_figure, save_figure
 from launch import lab_results
@@ -54,29 +56,39 @@ def one_seed(arm: Mapping, count: int, window: int, path) -> None:
 
 
 def all_seeds(results: Mapping, path) -> None:
-    """Gold over sqrt(KL), a color for each number of labels and a line for each seed; the proxy dotted."""
-    figure, arms = new_figure(11, 4.4), list(results["arms"].values())
-    best, rl = figure.subplots(1, 2, sharey=True)
-    colors = dict(zip(results["labels"], itertools.cycle(COLORS)))
-    for arm in arms:
+    """Over sqrt(KL) proxy and gold with the curves of Gao et al. fitted to gold, and below them the verifier:
+    best-of-n on the left, reinforcement learning on the right; a color for each number of labels, a line a seed.
 
-        def line(axes, points, name, style, color, label, first=arm is arms[0]):
-            d, values = ([p[k] if isinstance(p[k], float) else p[k]["value"] for p in points] for k in ("d", name))
-            axes.plot(d, values, style, color=color, label=label if first else None, linewidth=1.3)
-
-        for count, color in colors.items():
-            points = arm["best_of_n"][str(count)]["points"]
-            line(best, points, "gold", "-", color, f"gold, {count} labels")
-            line(best, points, "proxy", ":", color, f"proxy, {count} labels")
-        for run in arm["rl"].values():
-            points, color = _points(run["records"], results["definition"]["window"]), colors[run["labels"]]
-            about = f"{run['labels']} labels" + (", KL penalty" if run["penalty"] else "")
-            line(rl, points, "gold", "--" if run["penalty"] else "-", color, f"gold, {about}")
-            if not run["penalty"]:
-                line(rl, points, "proxy", ":", color, f"proxy, {about}")
-    for axes, title in ((best, "best-of-n"), (rl, "reinforcement learning")):
-        label_axes(axes, r"$\sqrt{\mathrm{KL}}$ to the initial policy", "reward")
-        axes.set_title(title)
+    A fitted curve has the mean coefficients of the seeds (`lab_results.mean_fit`) and begins at their policies' mean.
+    The run with a penalty has none: it stays where no curve can be told from another.
+    """
+    figure, arms = new_figure(11, 6.4), list(results["arms"].values())
+    grid = figure.subplots(2, 2, sharex="col", sharey="row", height_ratios=(3, 1))
+    colors, window = dict(zip(results["labels"], itertools.cycle(COLORS))), results["definition"]["window"]
+    origin = sum(arm["baseline"] for arm in arms) / len(arms)
+    panels = [(0, f"best-of-n, {c} labels", c, False, [a["best_of_n"][str(c)]["points"] for a in arms]) for c in colors]
+    panels += [(1, name, run["labels"], run["penalty"], [_points(a["rl"][name]["records"], window) for a in arms])
+               for name, run in arms[0]["rl"].items()]  # fmt: skip
+    for column, name, count, penalty, curves in panels:
+        style = {"color": colors[count], "linewidth": 1.3}
+        about, dashes = f"{count} labels" + (", KL penalty" if penalty else ""), "--" if penalty else "-"
+        drawn = [("gold", 0, dashes), ("verifier", 1, dashes), *([] if penalty else [("proxy", 0, ":")])]
+        for what, row, line in drawn:
+            for i, points in enumerate(curves):
+                xy = ([p[k] if isinstance(p[k], float) else p[k]["value"] for p in points] for k in ("d", what))
+                grid[row][column].plot(*xy, line, label=None if i else f"{what}, {about}", **style)
+        if not penalty and (found := results["summary"]["fits"].get(name)) is not None:
+            alpha, beta = found["alpha"]["value"], found["beta"]["value"]
+            x = np.linspace(0, max(p["d"] for points in curves for p in points), 200)
+            label = f"fit: d ({alpha:.2f} {-beta:+.2f} {'log d' if found['form'] == 'rl' else 'd'})"
+            y = origin + curve(found["form"], alpha, beta, x)
+            grid[0][column].plot(x, y, "-.", color=colors[count], linewidth=2.4, alpha=0.55, label=label)
+    for (above, below), title in zip(grid.T, ("best-of-n", "reinforcement learning")):
+        label_axes(above, "", "reward")
+        label_axes(below, r"$\sqrt{\mathrm{KL}}$ to the initial policy", "verifier")
+        above.legend(frameon=False, fontsize=8)
+        below.get_legend().remove()  # the colors are those above
+        above.set_title(title)
     save_figure(figure, path)
 
 
@@ -91,7 +103,11 @@ def page(results: Mapping, command: str, folder) -> Page:
     out.heading("What is shown")
     out.table(["", ""], [[what, "yes" if yes else "no"] for what, yes in lab_results.shown(s).items()])
     if (folder / "all.png").exists():
-        out.image(folder / "all.png", "Gold and proxy over the distance from the initial policy, a line for each seed")
+        out.image(
+            folder / "all.png",
+            "Gold, proxy and verifier over the distance from the initial policy, a line for each seed; "
+            "dash-dotted: the curves of Gao et al., fitted to gold",
+        )
     out.heading("Best-of-n")
     names, cell = lab_results.NAMES, lab_results.cell
     rows = [[c, cell(s["accuracy"][c]), *(cell(s["best_of_n"][c][k]) for k in names)] for c in map(str, s["labels"])]
@@ -101,6 +117,8 @@ def page(results: Mapping, command: str, folder) -> Page:
              "d": "sqrt KL at the end"}  # fmt: skip
     rows = [[name, *(cell(r[k]) for k in heads)] for name, r in s["rl"].items()]
     out.table(["run", *heads.values()], rows)
+    out.subheading("The curves of Gao et al., fitted to gold; d is sqrt KL")
+    out.table(list(lab_results.FIT_HEADS), lab_results.fit_rows(s))
     out.subheading("Share of the highest gain in gold that is kept, by seed")
     out.table(["remedy", *map(str, s["seeds"])], [[name, *values] for name, values in s["kept"].items()])
     for seed, arm in results["arms"].items():

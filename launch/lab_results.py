@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.lab import Arm, Lab
 from jaxlm.feedback import alarms
-from jaxlm.feedback.overoptimization import Fit, best_of_n, best_of_n_curve, fit, gains
+from jaxlm.feedback.overoptimization import Fit, best_of_n, best_of_n_curve, fit, gains, turnover
 from jaxlm.run import statistics
 from launch import lab_arm
 
@@ -156,6 +156,7 @@ def summary(found: Mapping[int, dict], labels: Sequence[int]) -> dict:
                       **{what: mean([r["rl"][name]["end"][k] for r in arms])
                          for what, k in (("end", "gold"), ("proxy", "proxy"), ("d", "d"))}}
                for name in arms[0]["rl"]},
+        "fits": fits(arms),
         "turnover": [r["rl"][plain]["fall"] > 3 * r["rl"][plain]["fall_error"] for r in arms],
         "kept": {
             "no remedy": kept(lambda rl: rl[plain]["end"]["gold"]),
@@ -163,6 +164,21 @@ def summary(found: Mapping[int, dict], labels: Sequence[int]) -> dict:
             **{f"early stop, {name}": kept(lambda rl, name=name: rl[plain]["stops"][name]["gold"]) for name in stops},
         },
     }  # fmt: skip
+
+
+def fits(arms: Sequence[Mapping]) -> dict[str, dict]:
+    """The curves fitted to gold, over seeds: "best-of-n, 100 labels", and by the names of the runs."""
+    best = {f"best-of-n, {c} labels": [r["best_of_n"][c] for r in arms] for c in arms[0]["best_of_n"]}
+    rl = {name: [r["rl"][name] for r in arms] for name in arms[0]["rl"]}
+    return {name: mean_fit([r["fit"] for r in rs]) for name, rs in (best | rl).items() if all(r["fit"] for r in rs)}
+
+
+def mean_fit(found: Sequence[Mapping]) -> dict:
+    """Coefficients over seeds. The curve is linear in them: the mean ones' is the mean of the seeds' curves."""
+    form, (alpha, beta) = found[0]["form"], (mean([f[k] for f in found]) for k in ("alpha", "beta"))
+    turns = turnover(form, alpha["value"], beta["value"])
+    return {"form": form, "alpha": alpha, "beta": beta, "turnover": turns if math.isfinite(turns) else None,
+            "residual": mean([f["residual"] for f in found])}  # fmt: skip
 
 
 def _gained(found: Mapping[int, dict], few: int, many: int) -> dict:
@@ -190,8 +206,21 @@ def cell(m: Mapping, digits: int = 2) -> str:
     return f"{m['value']:.{digits}f}{bounds} ({seeds})"
 
 
+FIT_HEADS = ("gold fitted by", "", "alpha", "beta", "highest at sqrt KL", "root mean square of what is left")
+FORMULAS = {"best-of-n": "d (alpha - beta d)", "rl": "d (alpha - beta log d)"}
+
+
+def fit_rows(s: Mapping) -> list[list[str]]:
+    """Cells below `FIT_HEADS`: the coefficients of Gao et al.'s curves, d being sqrt KL."""
+    return [
+        [name, FORMULAS[f["form"]], cell(f["alpha"]), cell(f["beta"], 3),
+         "nowhere" if f["turnover"] is None else f"{f['turnover']:.1f}", cell(f["residual"])]
+        for name, f in s["fits"].items()
+    ]  # fmt: skip
+
+
 def table(s: Mapping) -> str:
-    """Markdown: best-of-n, the runs, what was kept; means over seeds with 95% intervals, and each seed."""
+    """Markdown: best-of-n, the runs, fits, what was kept; means over seeds with 95% intervals, and each seed."""
     lines = [f"| labels | accuracy of the proxy | proxy at n={s['n']} | gold at n={s['n']} | verifier at n={s['n']} |",
              "|---|---|---|---|---|"]  # fmt: skip
     for c in map(str, s["labels"]):
@@ -206,6 +235,8 @@ def table(s: Mapping) -> str:
     for name, r in s["rl"].items():
         cells = [cell(r[k]) for k in ("peak", "d_peak", "end", "proxy", "d")]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", f"| {' | '.join(FIT_HEADS)} |", "|---" * len(FIT_HEADS) + "|"]
+    lines += [f"| {' | '.join(row)} |" for row in fit_rows(s)]
     lines += ["", "| remedy | share of the highest gain in gold that is kept, by seed |", "|---|---|"]
     lines += [f"| {name} | {', '.join(f'{v:.2f}' for v in values)} |" for name, values in s["kept"].items()]
     lines += ["", "| shown | |", "|---|---|"]

@@ -140,7 +140,12 @@ class Fit:
     n: int
 
     def __call__(self, d) -> np.ndarray:
-        return _FORMS[self.form](np.asarray(d, np.float64)) @ np.array([self.alpha, self.beta])
+        return curve(self.form, self.alpha, self.beta, d)
+
+
+def curve(form: Form, alpha: float, beta: float, d) -> np.ndarray:
+    """R(d) of one form, of d's shape."""
+    return _FORMS[form](np.asarray(d, np.float64)) @ np.array([alpha, beta])
 
 
 def turnover(form: Form, alpha: float, beta: float) -> float:

@@ -12,12 +12,13 @@ from experiments.lab import arm, small
 from jaxlm import config
 from jaxlm.config import UserError
 from jaxlm.data.prompts import Chains, reward_of
+from jaxlm.feedback.overoptimization import best_of_n_kl, order_weights
 from jaxlm.feedback.records import Ranking
 from jaxlm.feedback.store import Store
 from jaxlm.rl.kl import Fixed
 from jaxlm.run import load, reward
 from jaxlm.run.log import read_metrics
-from launch import lab, lab_arm, lab_results
+from launch import lab, lab_arm, lab_page, lab_results
 
 flags.FLAGS.set_gnu_getopt(True)
 MODEL = [f"{k}={v}" for k, v in {"layers": 1, "width": 16, "heads": 2, "hidden": 16}.items()]
@@ -138,7 +139,7 @@ def one_seed(at_end, golds=(0.5, 1.0)):
     runs = {"rl_20": d * (2 - d), "rl_20_kl": np.minimum(at_end, d), "rl_90": d}
     rl = {n: {"labels": 20, "penalty": n[-1] == "l"} | lab_results.course(records(g), 3, 0.0) for n, g in runs.items()}
     best = {
-        str(c): {"accuracy": 0.6, "points": [{"n": 8, **{k: {"value": g} for k in lab_results.NAMES}}]}
+        str(c): {"accuracy": 0.6, "fit": None, "points": [{"n": 8, **{k: {"value": g} for k in lab_results.NAMES}}]}
         for c, g in zip((20, 90), golds)
     }
     return {"baseline": 0.0, "best_of_n": best, "rl": rl}
@@ -159,6 +160,58 @@ def test_what_is_shown_is_shown_in_every_seed():
     assert "| KL penalty | 0.95, 0.20 |" in lab_results.table(others[1])
     m = lab_results.mean([1.0, 2.0, 3.0])
     assert m["value"] == 2.0 and m["high"] == pytest.approx(2 + 4.302653 / math.sqrt(3), rel=1e-5)
+
+
+def optimized(coefficients, origin):
+    """What `of_seed` gives where gold is origin + d (alpha - beta d) in best-of-n and d (alpha - beta log d) in RL."""
+    (alpha, beta), (rl_alpha, rl_beta) = coefficients
+    ns = lab_results.powers(8)
+    d = np.sqrt([best_of_n_kl(n) for n in ns])
+    # The gold of the i-th lowest proxy, so that the best of n has on average what it should.
+    weights = np.stack([order_weights(8, n) for n in ns])
+    gold = origin + np.linalg.lstsq(weights, d * (alpha - beta * d), rcond=None)[0]
+    scores = {"gold": gold[None], "proxy_20": np.arange(8.0)[None], "verifier": 1 - 0.1 * np.arange(8.0)[None]}
+    d = 0.1 * np.arange(41)
+    course = records(origin + d * (rl_alpha - rl_beta * np.log(np.maximum(d, 1e-9))))
+    rl = {n: {"labels": 20, "penalty": n[-1] == "l", "records": course} for n in ("rl_20", "rl_20_kl")}
+    rl = {n: r | lab_results.course(r["records"], 3, origin) for n, r in rl.items()}
+    return {"baseline": origin, "best_of_n": lab_results.best_of(scores, [20]), "rl": rl}
+
+
+TRUTH = {0: (((1.0, 0.2), (1.5, 0.6)), 0.3), 1: (((0.6, 0.4), (1.1, 0.8)), -0.1)}
+
+
+def test_the_curves_of_gao_et_al_are_found_again_and_told():
+    s = lab_results.summary({seed: optimized(*t) for seed, t in TRUTH.items()}, [20])
+    best, rl = s["fits"]["best-of-n, 20 labels"], s["fits"]["rl_20"]
+    assert list(s["fits"]) == ["best-of-n, 20 labels", "rl_20", "rl_20_kl"]
+    for found, form, alphas, betas in ((best, "best-of-n", [1.0, 0.6], [0.2, 0.4]), (rl, "rl", [1.5, 1.1], [0.6, 0.8])):
+        assert found["form"] == form
+        np.testing.assert_allclose(found["alpha"]["seeds"], alphas, atol=1e-6)
+        np.testing.assert_allclose(found["beta"]["seeds"], betas, atol=1e-6)
+        assert max(found["residual"]["seeds"]) < 1e-6
+    assert best["turnover"] == pytest.approx(0.8 / 0.6) and rl["turnover"] == pytest.approx(math.exp(1.3 / 0.7 - 1))
+    lines = [x for x in lab_results.table(s).splitlines() if "log d" in x or "beta d" in x]
+    assert len(lines) == 3 and lines[0].startswith("| best-of-n, 20 labels | d (alpha - beta d) | 0.80 [")
+    assert "(0.600, 0.800) | 2.4 | 0.00 [" in lines[1]
+    rising = lab_results.mean_fit([{"form": "rl", "alpha": 1.0, "beta": -0.1, "residual": 0.0}])
+    assert rising["turnover"] is None and "| nowhere |" in lab_results.table(s | {"fits": {"rl_20": rising}})
+
+
+def test_the_picture_of_all_seeds_has_gold_proxy_verifier_and_fits(tmp_path, monkeypatch):
+    figures, arms = [], {seed: optimized(*t) for seed, t in TRUTH.items()}
+    monkeypatch.setattr(lab_page, "save_figure", lambda figure, path: figures.append(figure))
+    summary = lab_results.summary(arms, [20])
+    lab_page.all_seeds({"arms": arms, "labels": [20], "definition": {"window": 3}, "summary": summary}, tmp_path / "x")
+    best, rl, best_verifier, rl_verifier = figures[0].axes
+    told = [[x.get_label() for x in axes.lines if not x.get_label().startswith("_")] for axes in (best, rl)]
+    assert told[0] == ["gold, 20 labels", "proxy, 20 labels", "fit: d (0.80 -0.30 d)"]
+    assert told[1] == [*told[0][:2], "fit: d (1.30 -0.70 log d)", "gold, 20 labels, KL penalty"]
+    verdicts = [best_verifier.lines[0].get_ydata()[-1], rl_verifier.lines[0].get_ydata()[-1]]
+    assert verdicts == [pytest.approx(0.3), 1.0] and len(best_verifier.lines) == 2 and len(rl_verifier.lines) == 4
+    fit = next(x for x in rl.lines if x.get_label().startswith("fit"))
+    mean = np.mean([[r["gold"] for r in arm["rl"]["rl_20"]["records"]] for arm in arms.values()], axis=0)
+    np.testing.assert_allclose(np.interp(0.1 * np.arange(1, 40), *fit.get_data()), mean[1:-1], atol=5e-3)
 
 
 def test_accuracy_is_that_of_pairs():
