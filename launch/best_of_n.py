@@ -6,7 +6,8 @@ usage:
   python -m launch.best_of_n --workdir=RUN --prompts=FILE.jsonl --out=DIR --n=16 --scorer=module:function
 
 A line of --prompts is {"messages": [...]}, {"prompt": text} or {"question": text}; a verifier compares with its "answer":
-for program what a program prints, or a list of [source that comes before it, what it then prints].
+for program what a program prints, or a list of [source that comes before it, what it then prints]. Programs run isolated,
+and where nothing isolates them only with --unsafe_python.
 Of n answers to each prompt the highest-scoring one goes to chosen.jsonl, and one of the same n at random to random.jsonl:
 the matched control, as many answers of the same policy to the same prompts. What fine-tuning on the chosen gains over the
 control is the score's doing, the rest that of training on one's own samples.
@@ -21,6 +22,7 @@ Exit codes: 0 done; 2 bad input.
 """  # noqa: E501  commands stay on one line
 
 import dataclasses
+import functools
 
 from absl import flags
 
@@ -36,6 +38,7 @@ from jaxlm.run.train import use_compilation_cache
 from jaxlm.sample.engine import Sampling
 from jaxlm.tools import NAMES, by_name
 from launch import common
+from launch.tool_flags import UNSAFE_PYTHON
 
 VERIFIERS = {n: getattr(verifiers, n) for n in ("exact", "text", "numeric", "gsm8k", "program")}
 
@@ -66,7 +69,10 @@ def scorer(run: Run) -> tuple[Reward, float | None]:
         return parts.reward((parts.Function(SCORER.value),), None, run.tokenizer), SCORER_TIMEOUT.value
     if VERIFIER.value not in VERIFIERS:
         raise UserError(f"--verifier: unknown {VERIFIER.value!r}; {nearest(VERIFIER.value, VERIFIERS)}")
-    return verifiers.verified(VERIFIERS[VERIFIER.value]), None
+    verifier = VERIFIERS[VERIFIER.value]
+    if VERIFIER.value == "program":
+        verifier = functools.partial(verifier, unsafe=UNSAFE_PYTHON.value)
+    return verifiers.verified(verifier, name=VERIFIER.value), None
 
 
 def main() -> int:
@@ -75,7 +81,7 @@ def main() -> int:
     use_compilation_cache()
     run, prompts = load_run(WORKDIR.value, STEP.value), read_prompts(PROMPTS.value, SYSTEM.value)
     (score, timeout), out = scorer(run), storage.make_dir(OUT.value)
-    tools = by_name(TOOLS.value, None, out) if TOOLS.value else None
+    tools = by_name(TOOLS.value, None, out, UNSAFE_PYTHON.value) if TOOLS.value else None
     sampling = Sampling(temperature=TEMPERATURE.value, max_tokens=MAX_TOKENS.value, seed=SEED.value)
     with Store(out / "samples.db") as store:
         found = rounds.respond(store, run, prompts, N.value, sampling, tools)

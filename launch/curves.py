@@ -35,7 +35,7 @@ from absl import flags
 import experiments  # noqa: F401  (registers the definitions)
 from jaxlm import config, storage
 from jaxlm.config import UserError
-from jaxlm.run import exits, stages
+from jaxlm.run import exits, rl_evals, stages
 from jaxlm.run.experiment import Experiment
 from jaxlm.run.log import read_metrics
 from jaxlm.run.report import COLORS, label_axes, new_figure, save_figure
@@ -209,6 +209,10 @@ def curves(workdir, asked: Asked, seeds: Sequence[int], metric: str = "eval/scor
     for seed in seeds:
         todo = definitions(asked, seed, root)  # a wrong name or setting is told before anything is trained
         for name in asked.names:
+            for arm in asked.arms(name):
+                known = rl_evals.names(todo[arm][0].objective)
+                if metric not in known:
+                    raise UserError(f"--metric: {arm} measures no {metric!r}; {config.nearest(metric, known)}")
             if since is not None and since > todo[name][0].train.steps:
                 raise UserError(f"--since={since} is beyond the {todo[name][0].train.steps} updates of {name}")
     use_compilation_cache()

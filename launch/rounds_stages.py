@@ -78,7 +78,7 @@ def demonstrate(p: Place) -> dict:
         storage.write_text(p.root / f"{name}.jsonl", "".join(lines))
         counts[name] = len(found)
     files = [storage.sha256_file(p.root / f"{n}.jsonl") for n in ("demonstrations", "prompts", "heldout")]
-    parent = manifest.read(storage.path(p.parent) / "checkpoints" / str(checkpoint.newest(p.parent)))["sha256"]
+    parent = manifest.read(storage.path(p.parent) / "checkpoints" / str(checkpoint.chosen(p.parent)))["sha256"]
     return {"identity": [parent, *files]} | counts
 
 

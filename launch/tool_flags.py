@@ -5,5 +5,5 @@ from absl import flags
 UNSAFE_PYTHON = flags.DEFINE_bool(
     "unsafe_python",
     False,
-    "Where nothing isolates the tool python, run what the model writes as this user, who can lose files by it.",
+    "Where nothing isolates Python, run what the model writes as this user, who can lose files by it.",
 )

@@ -17,7 +17,7 @@ def training(e: Experiment, own: Experiment, workdir, anew: bool = False) -> dic
         make_room(workdir)
     if rl.run(e, workdir, own) != exits.EXIT_DONE:
         raise exits.Stopped
-    step = checkpoint.newest(workdir)
+    step = checkpoint.chosen(workdir)
     last = {k: v for r in read_metrics(workdir) for k, v in r.items() if k.startswith(("train/", "eval/"))}
     identity = manifest.read(workdir / "checkpoints" / str(step))["sha256"]
     timed = ("second", "utilization")  # what says nothing of the model; and bins without a pair have no accuracy

@@ -2,7 +2,9 @@
 
 One prompt's K completions are one element of the batch. Ranks are places, lower is better; equal ranks are ties, and
 what is tied is never compared. A sum over the pairs of a prompt is divided by C(K, 2), K counting what is present
-(InstructGPT, arXiv:2203.02155). Legend: B rows, T positions, P prompts, K completions of each.
+(InstructGPT, arXiv:2203.02155), ties or not: a tie says nothing, so it must not make the pairs beside it weigh more. A
+prompt thus counts by the share of its pairs that were told apart, and its loss at equal rewards is that share of ln 2.
+Legend: B rows, T positions, P prompts, K completions of each.
 """
 
 import dataclasses

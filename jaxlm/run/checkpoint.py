@@ -32,6 +32,7 @@ from jaxlm.run.exits import Diverged
 # Seconds after which Orbax gives up a save. It counts by the time of day, which may be set while it waits; what really
 # hangs, the run's own watch finds by a clock that is never set.
 ANY_JUMP = 10 * 365 * 24 * 3600
+CHOSEN = "chosen.json"  # in the workdir of a run that was ended to go back: which step, and at which it ended
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,13 +143,26 @@ def newest(workdir) -> int | None:
     return None
 
 
+def chosen(workdir) -> int | None:
+    """The step that is read by who names none: the newest that verifies, but of a run that was ended to go back
+    (`Checkpoints.choose`), and has not gone on since, the one that it went back to."""
+    last, file = newest(workdir), _directory(workdir).parent / CHOSEN
+    if last is None or not file.exists():
+        return last
+    found = storage.read_json(file)
+    return found["step"] if found["ended"] == last else last
+
+
 def _checked(workdir, step: int | str | None) -> epath.Path:
     directory = _directory(workdir)
     if step is None or step == "latest":
-        step = newest(workdir)
-        if step is None:
+        last = newest(workdir)
+        if last is None:
             raise UserError(f"{directory} holds no checkpoint that can be read; train there first")
-        return directory / str(step)
+        if step == "latest" or (step := chosen(workdir)) == last:
+            return directory / str(last)
+        told = "%s was ended to go back: its checkpoint %d is read, not %d, the newest (which %s in it stands against)"
+        logging.warning(told, directory.parent, step, last, CHOSEN)
     folder = directory / str(step)
     if not folder.is_dir():
         raise UserError(f"{directory} has no checkpoint of step {step}; it has {steps(directory) or 'none'}")
@@ -160,8 +174,8 @@ def _checked(workdir, step: int | str | None) -> epath.Path:
 def restore_params(workdir, abstract_params, step: int | str | None = None):
     """The parameters alone, without the optimizer's state: the branch `params` of what was saved.
 
-    `step=None` takes the newest step that verifies. Leaves of `abstract_params` carry shape, dtype and, if wanted, a
-    sharding. Changes nothing in the workdir.
+    `step=None` takes the one that is `chosen`, "latest" the newest that verifies. Leaves of `abstract_params` carry
+    shape, dtype and, if wanted, a sharding. Changes nothing in the workdir.
     """
     return _read(_checked(workdir, step), abstract_params, "params/")
 
@@ -344,9 +358,19 @@ class Checkpoints:
         self._verified.add(found)
         return found if found >= 0 else None
 
-    def newest_until(self, step: int) -> int | None:
-        """The newest step up to this one that is still kept."""
-        return max((s for s in steps(self.directory) if s <= step), default=None)
+    def choose(self, back: int | None, ended: int) -> int | None:
+        """Of a run that ended at step `ended` to go back to step `back`: who names no step reads the newest up to there
+        that is kept, or the oldest of all where none is; returns it. None, None: the newest, as ever."""
+        self.wait()
+        kept = steps(self.directory)
+        step = None if back is None or not kept else max((s for s in kept if s <= back), default=min(kept))
+        if jax.process_index() == 0:
+            file = self.directory.parent / CHOSEN
+            if step is not None:
+                storage.write_json(file, {"schema_version": 1, "step": step, "ended": ended, "back": back})
+            elif file.exists():
+                file.unlink()
+        return step
 
     def restore(self, abstract_state, step: int | None = None):
         """(state, metadata) of `step`, by default the newest that verifies, with the shardings of `abstract_state`.

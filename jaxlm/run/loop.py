@@ -131,14 +131,13 @@ class Recorder:
         self.sinks[0](step, self.clock.take())
 
 
-def _name_the_one_before(checkpoints: Checkpoints, step: int, back: int) -> None:
-    """Of a run that ended early: the newest checkpoint, which is what the next reads, is of after the fall."""
-    found = checkpoints.newest_until(back)
-    what = f"the newest checkpoint up to there is {found}; programs that read this run take it by --step={found}"
-    if found is None:
-        what = "no checkpoint up to there is kept; a larger checkpoint.keep_latest keeps more of them"
+def _go_back(checkpoints: Checkpoints, step: int, back: int) -> None:
+    """Of a run that ended early: the newest checkpoint is of after the fall, so another one is what the next reads."""
+    found = checkpoints.choose(back, step)
+    why = "" if found <= back else ", the oldest that is kept (a larger checkpoint.keep_latest keeps more)"
     if jax.process_index() == 0:
-        logging.warning("ended at step %d, to go back to step %d: %s", step, back, what)
+        told = "ended at step %d, to go back to step %d: who reads this run, as a parent too, gets checkpoint %d%s"
+        logging.warning(told, step, back, found, why)
 
 
 def run(
@@ -160,7 +159,7 @@ def run(
     step: (state, batch) -> (state, {name: scalar array}), asynchronous. batch: global step -> batch.
     evaluate: (step, state) -> the metric by which the best checkpoint is kept, lower is better; it logs for itself.
     ended: the step to go back to, where what was logged says that the run is to end here, or None. It is then done, a
-    resumed one takes no step, and the newest checkpoint up to there is named.
+    resumed one takes no step, and the newest checkpoint up to there is what others read of it (`Checkpoints.choose`).
     Returns (state, exit code): done, or preempted and saved. Raises `Diverged`.
     """
     n, clock = recorder.first, recorder.clock
@@ -202,5 +201,7 @@ def run(
         if n > recorder.first:
             recorder.close(n)
     if back() is not None:
-        _name_the_one_before(checkpoints, n, back())
+        _go_back(checkpoints, n, back())
+    elif ended is not None:
+        checkpoints.choose(None, n)
     return state, EXIT_PREEMPTED if stop and not last else EXIT_DONE

@@ -17,6 +17,7 @@ from jaxlm.sample.chat import Reply
 from jaxlm.sample.engine import Completion
 from jaxlm.sample.parity import certificate
 from jaxlm.steps import rollout
+from jaxlm.steps.policy import PolicyGradient
 from jaxlm.steps.rollout import Sample
 
 SAID = 3  # samples of an evaluation that are kept to be read
@@ -39,13 +40,26 @@ def sampled(trainer, s, count: int, samples: int, temperature: float, where: str
     return found, trainer.scoring.verdicts(found, where)
 
 
+CORRECTIONS = ("changed", "better", "worse", "first_right", "last_right")
+
+
+def names(p: PolicyGradient) -> list[str]:
+    """What an evaluation measures; `eval/thinking/` only where replies think and truths are numbers."""
+    k = p.heldout_samples
+    found = ["pass@1", f"pass@{k}", f"majority@{k}", "greedy", "score", "greedy_score", "reward",
+             *(["gold"] if p.gold is not None else []), "length", "eos_rate"]  # fmt: skip
+    return [f"eval/{n}" for n in dict.fromkeys([*found, *(f"thinking/{c}" for c in CORRECTIONS)])]
+
+
 class Evaluation:
-    """The evaluation of a run: (step, state) -> minus the held-out verdict, of which lower is better.
+    """The evaluation of a run: (step, state) -> minus gold, of which lower is better: of the held-out samples the part
+    of the reward that `objective.gold` names, or the task's verdict.
 
     Writes `eval/`: `pass@1`, `pass@k` and `majority@k` of the samples at the training temperature, `greedy` of the
     likeliest reply, `score` and `greedy_score` the task's verdict where there is more than right and wrong, `reward`
-    what is maximized, `length` and `eos_rate`; where replies think and truths are numbers `thinking/`, what becomes of
-    the answer on the way; and a few samples to `samples/`. watch: a sink of these besides the log.
+    what is maximized, `gold` where `objective.gold` names a part, `length` and `eos_rate`; where replies think and
+    truths are numbers `thinking/`, what becomes of the answer on the way; and a few samples to `samples/`. watch: a
+    sink of these besides the log.
     """
 
     def __init__(self, e, trainer, log, progress, watch, root):
@@ -67,6 +81,7 @@ class Evaluation:
             "eval/score": _mean(verdicts),
             "eval/greedy_score": _mean(greedy_verdicts),
             "eval/reward": _mean(t.scoring.rewards(found, "eval")),
+            **({} if p.gold is None else {"eval/gold": _mean(t.scoring.seen[p.gold])}),
             "eval/length": float(np.mean([x.length for x in found])),
             "eval/eos_rate": float(np.mean([x.ended for x in found])),
         }
@@ -75,7 +90,7 @@ class Evaluation:
         self._progress.note(n, values)
         self._watch(n, values)
         self._keep(n, [*found[:: p.heldout_samples][:SAID], *greedy[:SAID]], t)
-        return -values["eval/score"]
+        return -values["eval/score" if p.gold is None else "eval/gold"]
 
     def _keep(self, n: int, found: list[Sample], trainer) -> None:
         if jax.process_index() != 0:
@@ -102,8 +117,7 @@ def _corrections(found: list[Sample]) -> dict[str, float]:
     if not traces:
         return {}
     rates = reasoning.self_correction(traces, places)
-    names = ("changed", "better", "worse", "first_right", "last_right")
-    return {f"eval/thinking/{k}": rates[k]["value"] for k in names if rates[k] is not None}
+    return {f"eval/thinking/{k}": rates[k]["value"] for k in CORRECTIONS if rates[k] is not None}
 
 
 # ------------------------------------------------------------------------------------------------------- preflight

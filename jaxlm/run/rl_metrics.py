@@ -120,6 +120,8 @@ HELP: dict[str, Help] = {
     "eval/score": Help("mean verdict of held-out samples", course="rises with train/right"),
     "eval/greedy_score": Help("mean verdict of the likeliest replies", course="rises with eval/score"),
     "eval/reward": Help("what is maximized, on held-out prompts", course="rises with train/reward"),
+    "eval/gold": Help("the part of the reward that objective.gold names, on held-out prompts; decides which "
+                      "checkpoint is best", course="rises with eval/reward"),
     "eval/length": Help("sampled tokens of a held-out response", course="drifts only with a gain in eval/score"),
     "eval/eos_rate": Help("share of held-out responses that ended by themselves", 0.9, 1.0),
     "eval/thinking/changed": Help("share of thoughts in which the answer changes on the way",

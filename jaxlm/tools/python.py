@@ -63,7 +63,7 @@ def isolation_mode(unsafe: bool = False) -> Mode:
         "this machine does not let model-written Python be isolated ("
         + "; ".join(reasons)
         + "): install bubblewrap, allow user namespaces, or run it as this user by --unsafe_python where a program has "
-        "that flag (launch.chat, launch.eval), unsafe=True in Python"
+        "that flag (launch.chat, launch.eval, launch.best_of_n), unsafe=True in Python"
     )
 
 

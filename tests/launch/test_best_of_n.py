@@ -10,8 +10,8 @@ from absl.testing import flagsaver
 from jaxlm.config import UserError
 from jaxlm.data.chat_sources import Messages, conversations
 from jaxlm.feedback.store import Store
+from jaxlm.tools import python
 from jaxlm.tools.isolation import IsolationError
-from jaxlm.tools.python import isolation_mode
 from launch import best_of_n
 from tests.launch.talkers import run_folder
 from tests.sample.scripted import say
@@ -83,15 +83,22 @@ def test_a_scorer_that_hangs_ends_and_its_answers_stay(call, either, tmp_path):
         assert list(store.records()) == before and len(before) == 5
 
 
-def test_programs_are_chosen_by_what_they_print(call, tmp_path):
-    try:
-        isolation_mode()
-    except IsolationError as e:
-        pytest.skip(str(e))
+def test_programs_are_chosen_by_what_they_print_and_run_as_this_user_only_where_that_is_said(
+    call, tmp_path, monkeypatch
+):
+    def no_isolation(unsafe=False):
+        if not unsafe:
+            raise IsolationError("nothing isolates here")
+        return "unsafe"
+
     writes = say("<|im_sep|>", *"print(") | {"(": ("1", "2"), "1": ")", "2": ")", ")": "<|im_end|>"}
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "hi", "answer": "2"}\n')
     options = {"workdir": run_folder(tmp_path / "run", writes), "prompts": str(tmp_path / "prompts.jsonl")}
-    printed = call(**options, out=str(tmp_path / "a"), n=6, max_tokens=12, scorer=None, verifier="program")
+    options |= {"out": str(tmp_path / "a"), "n": 6, "max_tokens": 12, "scorer": None, "verifier": "program"}
+    monkeypatch.setattr(python, "isolation_mode", no_isolation)
+    with pytest.raises(UserError, match="nothing isolates here"):
+        call(**options)
+    printed = call(**options, unsafe_python=True)
     (chosen,) = conversations(Messages(str(tmp_path / "a" / "chosen.jsonl")))
     assert chosen.messages[-1].text == "print(2)" and "1 prompts, 0 left out" in printed
     assert 0.0 < json.loads((tmp_path / "a" / "results.json").read_text())["pool"]["value"] < 1.0

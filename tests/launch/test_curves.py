@@ -7,6 +7,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 from jaxlm.config import UserError
+from jaxlm.run import rl_evals
 from jaxlm.run.load import load_experiment
 from launch import curves
 
@@ -101,6 +102,10 @@ def test_what_is_said_of_curves_whose_truth_is_known():
         ({"experiments": ["walks_ppo"], "start": "walk_sft"}, "walks_sft"),
         ({"experiments": ["walks_ppo"], "start": "walks_sft", "set": ["train.step=3"]}, "train.steps"),
         ({"experiments": ["walks_ppo"], "start": "walks_sft", "since": 101}, "beyond the 100 updates of walks_ppo"),
+        (
+            {"experiments": ["walks_ppo"], "start": "walks_sft", "metric": "eval/scor"},
+            "no 'eval/scor'; nearest: eval/score",
+        ),
     ],
 )
 def test_bad_input(given, message, tmp_path):
@@ -115,6 +120,10 @@ def test_bad_input(given, message, tmp_path):
 
 
 def test_a_figure_that_nobody_measured(done):
-    root, asked, _ = done
-    with pytest.raises(UserError, match=r"eval/nothing.*eval/score"):
-        curves.curves(root, asked, [2], "eval/nothing")
+    root, _, found = done
+    records = [{"step": 0, **{f"eval/{k}": 0.5 for k in ("score", "greedy")}}]
+    with pytest.raises(UserError, match=r"eval/thinking/better.*eval/greedy, eval/score"):
+        curves.curve(records, "eval/thinking/better")  # that replies think is not known before
+    e = load_experiment(root / "2" / "walks_grpo")
+    measured = {"eval/score", *found["walks_grpo"]["arms"]["walks_grpo"]["others"]}
+    assert measured == {n for n in rl_evals.names(e.objective) if "thinking" not in n}

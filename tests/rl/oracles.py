@@ -480,6 +480,23 @@ def ties_are_skipped():
 
 
 @oracle
+def a_pair_weighs_the_same_whatever_is_tied_beside_it():
+    """Of four completions three are tied: three pairs of six are left, and each weighs a sixth as ever."""
+    told, tied = ids(0, 1, 2, 3), ids(0, 1, 1, 1)
+
+    def total(r, ranks):
+        ((_, total, _),) = preference.bradley_terry(r, ranks, ALL)[0].values()
+        return total
+
+    at_zero = now(jax.vmap(lambda ranks: total(row(0, 0, 0, 0), ranks[None])), np.concatenate((told, tied)))
+    near(at_zero, np.log(2) * np.array([1, 3 / 6]))
+    alone = ids(0, 1, 9, 9), true(1, 1, 0, 0)
+    pair = now(jax.grad(lambda r: preference.bradley_terry(r, *alone)[0]["bradley_terry"][1]), SCORES)
+    three = now(jax.grad(lambda r: total(r, tied)), row(2, 1, -99, -99))  # those far behind pull at nothing
+    near(three[0, :2], pair[0, :2] / 6)
+
+
+@oracle
 def prompts_count_the_same():
     """Prompts of 4 and of 2 completions: the mean of their means."""
     prompts = stacked((SCORES, RANKS, ALL), (row(1.8, 0.5), *PAIR))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import types
 
+import jax.numpy as jnp
 import pytest
 
 from jaxlm import config, sharding
@@ -11,13 +12,14 @@ from jaxlm.data.prompts import Addition, PromptFile, Prompts, heldout
 from jaxlm.data.tokenizer import Bytes
 from jaxlm.feedback.parts import Correct, Function, names
 from jaxlm.nn.transformer import ModelConfig
-from jaxlm.run import checkpoint, exits, loop, rl, rl_evals, rl_metrics
+from jaxlm.run import checkpoint, exits, load, loop, objectives, rl, rl_evals, rl_metrics
 from jaxlm.run.checkpoint import Checkpointing
 from jaxlm.run.experiment import Evaluation, Experiment
 from jaxlm.run.log import MetricsLog, Progress, read_metrics
 from jaxlm.sharding import MeshConfig
 from jaxlm.steps.policy import GRPO
 from jaxlm.steps.update import Train
+from tests.run import rewarding
 from tests.sample.scripted import AUTOMATON, automaton, say
 
 RISES, FALLS = Function("tests.run.rewarding:rises"), Function("tests.run.rewarding:falls", weight=0.0)
@@ -113,19 +115,50 @@ def test_an_alarm_ends_the_run_where_that_is_wanted(experiment, tmp_path, capsys
     last = read_metrics(tmp_path / "run")[-1]
     assert last["step"] == checkpoint.newest(tmp_path / "run") == 20 and "eval/score" in last
 
-    told = "ended at step 20, to go back to step 2: the newest checkpoint up to there is 2;"
-    assert caplog.messages[-1].startswith(told) and 2 in checkpoint.steps_saved(tmp_path / "run")
-    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    run = tmp_path / "run"
+    told = "ended at step 20, to go back to step 2: who reads this run, as a parent too, gets checkpoint 2"
+    assert caplog.messages[-1] == told and 2 in checkpoint.steps_saved(run)
+    before = (run / "metrics.jsonl").read_text()
     caplog.clear()
-    assert rl.run(e, tmp_path / "run", e) == exits.EXIT_DONE  # it has ended, and stays so
-    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before and caplog.messages[-1].startswith(told)
+    assert rl.run(e, run, e) == exits.EXIT_DONE  # it has ended, and stays so
+    assert (run / "metrics.jsonl").read_text() == before and caplog.messages[-1] == told
+    # The next stage begins from there, and says so; so does whatever else reads the run.
+    caplog.clear()
+    child = dataclasses.replace(e, parent=str(run))
+    assert objectives.origin_records(child)["parent"]["step"] == load.load_run(run).step == 2
+    assert load.load_run(run, "latest").step == load.load_run(run, 20).step == 20
+    line = f"{run} was ended to go back: its checkpoint 2 is read, not 20, the newest"
+    assert [m.startswith(line) for m in caplog.messages] == [True, True]
+    # It goes on from where it ended, and is then read as ever.
     on = config.override(e, {"objective.stop_at_alarm": False, "train.steps": 21})
-    assert rl.run(on, tmp_path / "run", e) == exits.EXIT_DONE
-    assert checkpoint.newest(tmp_path / "run") == 21
-    with checkpoint.Checkpoints(tmp_path / "run", e.checkpoint) as kept:
-        assert [kept.newest_until(n) for n in (1, 2, 3, 20, 99)] == [None, 2, 2, 20, 21]
-        loop._name_the_one_before(kept, 20, 1)
-    assert caplog.messages[-1].startswith("ended at step 20, to go back to step 1: no checkpoint up to there is kept;")
+    assert rl.run(on, run, e) == exits.EXIT_DONE
+    assert checkpoint.chosen(run) == checkpoint.newest(run) == 21 and not (run / checkpoint.CHOSEN).exists()
+
+
+def test_what_is_read_of_a_run_that_went_back(tmp_path, caplog):
+    with checkpoint.Checkpoints(tmp_path, Checkpointing(every=2, keep_latest=3)) as kept:
+        assert kept.choose(4, 9) is None and checkpoint.chosen(tmp_path) is None  # nothing is saved
+        for n in (4, 6, 8):
+            kept.save(n, {"x": jnp.ones(2)})
+        for back, step in ((4, 4), (7, 6), (99, 8)):
+            assert kept.choose(back, 8) == step == checkpoint.chosen(tmp_path)
+        loop._go_back(kept, 8, 3)
+        assert caplog.messages[-1].endswith("gets checkpoint 4, the oldest that is kept (a larger "
+                                            "checkpoint.keep_latest keeps more)")  # fmt: skip
+        assert checkpoint.chosen(tmp_path) == 4
+        kept.save(10, {"x": jnp.ones(2)})  # gone on
+        kept.wait()
+        assert checkpoint.chosen(tmp_path) == checkpoint.read_metadata(tmp_path)["step"] == 10
+
+
+def test_the_best_checkpoint_is_the_one_with_the_highest_gold(experiment, tmp_path):
+    part = Function("tests.run.rewarding:course", weight=0.0)
+    e = config.override(experiment, {"train.steps": 4, "evaluation.every": 1, "objective.reward": (RISES, part)})
+    e = dataclasses.replace(e, checkpoint=Checkpointing(every=1, keep_latest=1, keep_best=1))
+    rewarding.COURSE[:] = [0.0, 1.0, 3.0, 2.0]  # by step: what the first evaluation has asked, the second knows
+    assert rl.run(e, tmp_path / "run", e) == exits.EXIT_DONE
+    assert [r["eval/gold"] for r in read_metrics(tmp_path / "run") if "eval/gold" in r] == [0.0, 0.0, 1.0, 3.0, 2.0]
+    assert checkpoint.steps_saved(tmp_path / "run") == [3, 4]
 
 
 # --------------------------------------------------------------------------------------------------- self-correction
