@@ -87,6 +87,38 @@ def append_jsonl(p, obj) -> None:
         f.write(json.dumps(obj) + "\n")
 
 
+def files(folder) -> dict[str, epath.Path]:
+    """Relative name -> path of every file below a folder."""
+    out, todo = {}, [("", path(folder))]
+    while todo:
+        prefix, here = todo.pop()
+        for p in here.iterdir():
+            if p.is_dir():
+                todo.append((f"{prefix}{p.name}/", p))
+            else:
+                out[prefix + p.name] = p
+    return out
+
+
+def copy(source, target) -> None:
+    """Copies a file or a folder with all in it to where nothing stands; nothing where there is no source."""
+    source, target = path(source), path(target)
+    if source.is_dir():
+        for name, p in files(source).items():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            p.copy(target / name)
+    elif source.exists():
+        source.copy(target)
+
+
+def size(p) -> int:
+    """Bytes of a file, or of all files below a folder; 0 where there is neither."""
+    p = path(p)
+    if p.is_dir():
+        return sum(f.stat().length for f in files(p).values())
+    return p.stat().length if p.exists() else 0
+
+
 def sha256_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -17,7 +17,7 @@ from jaxlm.feedback.journal import Journal
 from jaxlm.feedback.lessons import Lesson, write_lessons
 from jaxlm.feedback.records import Response, record_id, to_line
 from jaxlm.feedback.store import Store
-from jaxlm.run import checkpoint, manifest, reward, rounds, world_tasks
+from jaxlm.run import checkpoint, reward, rounds, world_tasks
 from jaxlm.run.experiment import Experiment
 from jaxlm.run.load import load_experiment, load_run
 from jaxlm.run.policy import policy_of
@@ -78,8 +78,7 @@ def demonstrate(p: Place) -> dict:
         storage.write_text(p.root / f"{name}.jsonl", "".join(lines))
         counts[name] = len(found)
     files = [storage.sha256_file(p.root / f"{n}.jsonl") for n in ("demonstrations", "prompts", "heldout")]
-    parent = manifest.read(storage.path(p.parent) / "checkpoints" / str(checkpoint.chosen(p.parent)))["sha256"]
-    return {"identity": [parent, *files]} | counts
+    return {"identity": [checkpoint.saved(p.parent).sha256, *files]} | counts
 
 
 # ------------------------------------------------------------------------------------------------------- the rankings

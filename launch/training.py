@@ -2,7 +2,7 @@
 
 import math
 
-from jaxlm.run import checkpoint, exits, manifest, rl
+from jaxlm.run import checkpoint, exits, rl
 from jaxlm.run.experiment import Experiment
 from jaxlm.run.log import read_metrics
 from jaxlm.run.stages import make_room
@@ -17,9 +17,8 @@ def training(e: Experiment, own: Experiment, workdir, anew: bool = False) -> dic
         make_room(workdir)
     if rl.run(e, workdir, own) != exits.EXIT_DONE:
         raise exits.Stopped
-    step = checkpoint.chosen(workdir)
+    saved = checkpoint.saved(workdir)
     last = {k: v for r in read_metrics(workdir) for k, v in r.items() if k.startswith(("train/", "eval/"))}
-    identity = manifest.read(workdir / "checkpoints" / str(step))["sha256"]
     timed = ("second", "utilization")  # what says nothing of the model; and bins without a pair have no accuracy
     last = {k: v for k, v in last.items() if math.isfinite(v) and not any(t in k for t in timed)}
-    return {"identity": identity, "steps": step, "last": last}
+    return {"identity": saved.sha256, "steps": saved.step, "last": last}

@@ -114,9 +114,7 @@ class MaskPII:
 
 
 def missing_extra(step: str, package: str) -> UserError:
-    return UserError(
-        f"the curation step {step} needs {package}: pip install -e '.[curate]' (or pip install {package})"
-    )
+    return UserError(f"the curation step {step} needs {package}: pip install -e '.[curate]' (or pip install {package})")
 
 
 @functools.singledispatch

@@ -94,12 +94,12 @@ def _write(root, e: Experiment, params, tokenizer, source) -> None:
 
 def write_run(root, e: Experiment, params, hashes: dict, **origin) -> None:
     """A run directory that starts and ends with `params`, but for its tokenizer; `origin` is for lineage.json."""
+    lineage.write_environment(root)
+    lineage.write_lineage(root, hashes, **origin)
+    storage.write_text(root / "diff.txt", "")
+    storage.write_text(root / "config.json", config.to_json(e))
     with Checkpoints(root, Checkpointing(every=1)) as checkpoints:
         try:
             checkpoints.save(0, {"params": params}, {"hashes": hashes}, force=True)
         except Diverged as e:  # it did so where it comes from: here it is bad input
             raise UserError(str(e)) from None
-    lineage.write_environment(root)
-    lineage.write_lineage(root, hashes, **origin)
-    storage.write_text(root / "diff.txt", "")
-    storage.write_text(root / "config.json", config.to_json(e))

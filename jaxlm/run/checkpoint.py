@@ -1,13 +1,16 @@
 """Checkpoints: Orbax writes them in the background, a manifest of hashes says which of them may be trusted.
 
 Orbax does not verify what it reads. So each step's folder carries `manifest.json`, written into the folder before it
-gets its final name: the sha256 of every file, the shape and dtype of every array, the caller's metadata, and a hash of
-itself. A folder without a manifest that holds was never a saved step. At the start of a run bad folders are moved to
-`checkpoints/quarantine/`, never deleted, and the newest good one is used.
+gets its final name: the sha256 of every file, the shape and dtype of every array, the metric and the best one so far,
+the caller's metadata, and a hash of itself. A folder without a manifest that holds was never a saved step. At the start
+of a run bad folders are moved to `checkpoints/quarantine/`, never deleted, and the newest good one is used.
+
+What says what the arrays are (`CARRIED`) is copied into each folder and hashed with it: a folder that is taken out of
+its run can be read as if it were one, by whatever reads the parameters of a run.
 
 The state is any pytree of arrays; on disk an array is known by its slash-joined name, so optax's named tuples and
-dataclasses may be redefined as long as the names stay. Randomness is derived from the seed and the step and is not
-saved.
+dataclasses may be redefined as long as the names stay. Randomness is derived from the seed and the step, which are in
+the definition and the manifest; there is no other state of it.
 """
 
 import contextlib
@@ -32,6 +35,7 @@ from jaxlm.run.exits import Diverged
 # Seconds after which Orbax gives up a save. It counts by the time of day, which may be set while it waits; what really
 # hangs, the run's own watch finds by a clock that is never set.
 ANY_JUMP = 10 * 365 * 24 * 3600
+CARRIED = ("config.json", "lineage.json", "tokenizer")  # of the workdir, where they are there
 CHOSEN = "chosen.json"  # in the workdir of a run that was ended to go back: which step, and at which it ended
 
 
@@ -143,47 +147,76 @@ def newest(workdir) -> int | None:
     return None
 
 
-def chosen(workdir) -> int | None:
-    """The step that is read by who names none: the newest that verifies, but of a run that was ended to go back
+def _chosen(workdir, last: int) -> int:
+    """The step that is read by who names none: the newest, but of a run that was ended to go back
     (`Checkpoints.choose`), and has not gone on since, the one that it went back to."""
-    last, file = newest(workdir), _directory(workdir).parent / CHOSEN
-    if last is None or not file.exists():
+    file = _directory(workdir).parent / CHOSEN
+    found = storage.read_json(file) if file.exists() else {"ended": None}
+    if found["ended"] != last:
         return last
-    found = storage.read_json(file)
-    return found["step"] if found["ended"] == last else last
+    told = "%s was ended to go back: its checkpoint %d is read, not %d, the newest (which %s in it stands against)"
+    logging.warning(told, file.parent, found["step"], last, CHOSEN)
+    return found["step"]
 
 
-def _checked(workdir, step: int | str | None) -> epath.Path:
-    directory = _directory(workdir)
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """A saved step whose files are as they were written. sha256: of its manifest, and so of every byte in it."""
+
+    folder: epath.Path
+    step: int
+    metadata: dict
+    sha256: str
+
+
+def saved(workdir, step: int | str | None = None) -> Saved:
+    """A step of a run, the newest that verifies for "latest", and for None too but of a run that was ended to go back;
+    `UserError` where it cannot be read.
+
+    workdir: of the run, or the folder of one step, wherever that has been copied to. Hashes all of its files, once:
+    who reads several things from a step asks once for it. Changes nothing in the workdir.
+    """
+    folder = _directory(workdir).parent
+    if (folder / manifest.MANIFEST).exists():
+        if found := manifest.problem(folder):
+            raise UserError(f"checkpoint {folder} is damaged: {found}")
+        if step not in (None, "latest", only := manifest.read(folder)["step"]):
+            raise UserError(f"{folder} is the folder of step {only} alone, not of {step}")
+        return _described(folder)
+    directory = folder / "checkpoints"
     if step is None or step == "latest":
         last = newest(workdir)
         if last is None:
             raise UserError(f"{directory} holds no checkpoint that can be read; train there first")
-        if step == "latest" or (step := chosen(workdir)) == last:
-            return directory / str(last)
-        told = "%s was ended to go back: its checkpoint %d is read, not %d, the newest (which %s in it stands against)"
-        logging.warning(told, directory.parent, step, last, CHOSEN)
+        if step == "latest" or (step := _chosen(workdir, last)) == last:
+            return _described(directory / str(last))
     folder = directory / str(step)
     if not folder.is_dir():
         raise UserError(f"{directory} has no checkpoint of step {step}; it has {steps(directory) or 'none'}")
     if found := manifest.problem(folder):
         raise UserError(f"checkpoint {folder} is damaged: {found}; choose another step of {steps(directory)}")
-    return folder
+    return _described(folder)
+
+
+def _described(folder: epath.Path) -> Saved:
+    about = manifest.read(folder)
+    return Saved(folder, about["step"], about["metadata"], about["sha256"])
 
 
 def restore_params(workdir, abstract_params, step: int | str | None = None):
     """The parameters alone, without the optimizer's state: the branch `params` of what was saved.
 
-    `step=None` takes the one that is `chosen`, "latest" the newest that verifies. Leaves of `abstract_params` carry
-    shape, dtype and, if wanted, a sharding. Changes nothing in the workdir.
+    workdir: a run's, with `step` as in `saved`, or a step that `saved` has given. Leaves of `abstract_params` carry
+    shape, dtype and, if wanted, a sharding.
     """
-    return _read(_checked(workdir, step), abstract_params, "params/")
+    found = workdir if isinstance(workdir, Saved) else saved(workdir, step)
+    return _read(found.folder, abstract_params, "params/")
 
 
 def read_metadata(workdir, step: int | str | None = None) -> dict:
     """The metadata that was saved with a step, and the step itself under `step`."""
-    found = manifest.read(_checked(workdir, step))
-    return found["metadata"] | {"step": found["step"]}
+    found = saved(workdir, step)
+    return found.metadata | {"step": found.step}
 
 
 # -------------------------------------------------------------------------------------------------------------- writing
@@ -213,7 +246,7 @@ class Checkpoints:
         self.cfg = cfg
         self.directory = _directory(workdir)
         storage.make_dir(self.directory)
-        self._pending = None  # (step, arrays, metadata) of the save under way
+        self._pending = None  # (step, arrays, metadata, metric) of the save under way
         self._verified: set[int] = set()
         self._moved = False  # into quarantine, and the manager has not been told yet
         self._sweep()
@@ -262,10 +295,19 @@ class Checkpoints:
 
     def _seal(self) -> None:
         """Runs on process 0 in Orbax's thread, when every file is written and the folder has no final name yet."""
-        step, arrays, metadata = self._pending
+        step, arrays, metadata, metric = self._pending
         temporary = [p for p in self.directory.iterdir() if p.name.startswith(f"{step}.orbax-checkpoint-tmp")]
         folder = max(temporary, key=lambda p: p.stat().mtime) if temporary else self.directory / str(step)
-        manifest.write(folder, step, arrays, metadata)
+        for name in CARRIED:
+            storage.copy(self.directory.parent / name, folder / name)
+        manifest.write(folder, step, arrays, metadata, metric, self._best(step, metric))
+
+    def _best(self, step: int, metric: float | None) -> dict | None:
+        """{"step", "metric"} of the best up to this step, whether it is still kept or not."""
+        before = max((s for s in steps(self.directory) if s < step), default=None)
+        best = None if before is None else manifest.read(self.directory / str(before)).get("best")
+        is_better = metric is not None and (best is None or metric < best["metric"])
+        return {"step": step, "metric": metric} if is_better else best
 
     @contextlib.contextmanager
     def _errors(self):
@@ -313,11 +355,12 @@ class Checkpoints:
         self._preflight(step, flat)
         with self._errors():
             self._manager.wait_until_finished()  # before `_pending` changes under the previous save
-            self._pending = (step, {n: _describe(x) for n, x in flat.items()}, metadata)
+            metric = None if metric is None else float(metric)
+            self._pending = (step, {n: _describe(x) for n, x in flat.items()}, metadata, metric)
             started = self._manager.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.PyTreeSave(_nested(flat))),
-                metrics={"metric": None if metric is None else float(metric)},
+                metrics={"metric": metric},
                 force=True,
             )
         if not started:
@@ -331,6 +374,7 @@ class Checkpoints:
 
     def _preflight(self, step: int, flat: dict) -> None:
         needed = sum(x.size * x.dtype.itemsize for x in flat.values()) * 1.02 + (1 << 20)
+        needed += sum(storage.size(self.directory.parent / name) for name in CARRIED)
         free = storage.free_bytes(self.directory)
         short = jax.process_index() == 0 and free is not None and free < needed
         if _agree(int(short)):
@@ -382,7 +426,7 @@ class Checkpoints:
             step = self.latest()
             if step is None:
                 raise UserError(f"{self.directory} holds no checkpoint that can be read")
-        folder = self.directory / str(step) if step in self._verified else _checked(self.directory.parent, step)
+        folder = self.directory / str(step) if step in self._verified else saved(self.directory.parent, step).folder
         return _read(folder, abstract_state), manifest.read(folder)["metadata"]
 
     def wait(self) -> None:

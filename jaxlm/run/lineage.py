@@ -118,6 +118,28 @@ def write_lineage(workdir, hashes: dict, **parents) -> None:
         storage.write_json(storage.path(workdir) / "lineage.json", record)
 
 
+# ----------------------------------------------------------------------------------------- what a checkpoint says of it
+def _draws() -> dict:
+    """What decides, beside seed and addresses, what is drawn: settings of jax, and another version's may be others."""
+    partitionable = bool(jax.config.jax_threefry_partitionable)
+    return {"implementation": jax.config.jax_default_prng_impl, "partitionable": partitionable}
+
+
+def metadata(hashes: dict) -> dict:
+    """What a run's checkpoints hold beside the arrays and the files that they carry."""
+    return {"hashes": hashes, "rng": _draws()}
+
+
+def check_same_draws(metadata: dict) -> None:
+    """Raises `UserError` when this process would draw other numbers than the one that wrote the checkpoint."""
+    had, now = metadata.get("rng"), _draws()  # none in those of before
+    if had is not None and had != now:
+        raise UserError(
+            f"the checkpoint was written with the random numbers {had}, this process draws {now}: set "
+            f"JAX_DEFAULT_PRNG_IMPL={had['implementation']} JAX_THREEFRY_PARTITIONABLE={had['partitionable']}"
+        )
+
+
 # ------------------------------------------------------------------------------------------------ what must be the same
 HELD = ("model", "lora")  # the checkpoints have their shapes
 
@@ -226,14 +248,22 @@ def held(workdir, lines: list[str]) -> str:
     return f"{workdir} holds another experiment: {'; '.join(lines[:6])}{more} (its own -> asked for)"
 
 
+def _own_definition(workdir):
+    """The file with the definition of the run that `workdir` holds; where it is gone, the newest checkpoint's copy."""
+    root = storage.path(workdir)
+    carried = [p for p in root.glob("checkpoints/*/config.json") if p.parent.name.isdigit()]
+    found = [root / "config.json", *sorted(carried, key=lambda p: -int(p.parent.name))]
+    return next((p for p in found if p.exists()), None)
+
+
 def differences(workdir, cfg, parts: tuple[str, ...] = ("",)) -> list[str]:
     """Lines of "path: its own -> asked for", of the run that `workdir` holds and of `cfg`; none without a run.
 
     A vocabulary that `cfg` leaves to its tokenizer, and the paths of `MAY_CHANGE`, may differ. parts: the paths below
     which experiments stand in `cfg`, where it is not one itself.
     """
-    p = storage.path(workdir) / "config.json"
-    if not p.exists():
+    p = _own_definition(workdir)
+    if p is None:
         if storage.path(workdir).exists() and not storage.path(workdir).is_dir():
             raise UserError(f"{workdir} is a file; --workdir is the folder that holds the run")
         return []

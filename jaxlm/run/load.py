@@ -14,14 +14,15 @@ from jaxlm.data.prompts import Prompts
 from jaxlm.data.tokenizer import Saved
 from jaxlm.nn import heads, transformer
 from jaxlm.nn import lora as adapters
-from jaxlm.run import checkpoint
+from jaxlm.run import checkpoint, manifest
 from jaxlm.run.experiment import Experiment
 from jaxlm.sample.speculative import Draft
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A workdir in memory. `model` has its vocabulary bound; `params` are those of checkpoint `step`."""
+    """A workdir in memory. `model` has its vocabulary bound; `params` are those of checkpoint `step`, whose manifest
+    has the hash `sha256`."""
 
     workdir: str
     experiment: Experiment
@@ -29,6 +30,7 @@ class Run:
     params: dict
     tokenizer: tokenizers.Tokenizer
     step: int
+    sha256: str = ""  # none of a run that was made in memory
 
     @property
     def data(self) -> Data | Chat | Preferences | Prompts:
@@ -54,6 +56,8 @@ def load_experiment(workdir) -> Experiment:
         raise UserError(f"no such workdir: {workdir}")
     file = root / "config.json"
     if not file.exists():
+        if (root / manifest.MANIFEST).exists():
+            raise UserError(f"{workdir} is a checkpoint of before they held their definition: read it in its run")
         raise UserError(f"{workdir} is not the workdir of a run: it has no config.json")
     storage.read_json(file)  # says what is wrong with a damaged file
     try:
@@ -71,14 +75,14 @@ def load_bound(workdir) -> Experiment:
     return dataclasses.replace(e, model=dataclasses.replace(e.model, vocab_size=size))
 
 
-def read_params(workdir, e: Experiment, step: int, mesh=None):
-    """The parameters that a run of the bound definition `e` has learnt, its adapters merged; spread over `mesh` if
-    given."""
+def read_params(saved: checkpoint.Saved, e: Experiment, mesh=None):
+    """The parameters that a run of the bound definition `e` had learnt at a step, its adapters merged; spread over
+    `mesh` if given."""
     described = heads.abstract(e.model, e.lora, e.heads)
     if mesh is not None:
         where = sharding.tree_shardings(mesh, heads.specs(e.model, e.lora, e.heads), described)
         described = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), described, where)
-    params = checkpoint.restore_params(workdir, described, step)
+    params = checkpoint.restore_params(saved, described)
     if e.lora is None:
         return params
 
@@ -92,15 +96,15 @@ def load_any(workdir, step: int | str | None = None, mesh=None) -> Run:
     """`load_run` of whatever was trained, a reward model too."""
     e = load_bound(workdir)
     tokenizer = tokenizers.load(storage.path(workdir) / "tokenizer")
-    metadata = checkpoint.read_metadata(workdir, step)
-    params = read_params(workdir, e, metadata["step"], mesh)
-    return Run(str(workdir), e, e.model, params, tokenizer, metadata["step"])
+    saved = checkpoint.saved(workdir, step)
+    return Run(str(workdir), e, e.model, read_params(saved, e, mesh), tokenizer, saved.step, saved.sha256)
 
 
 def load_run(workdir, step: int | str | None = None) -> Run:
     """Reads definition, tokenizer and the parameters of `step` (the newest good checkpoint when not given).
 
-    Works for a run that is still training and for an imported model; changes nothing. Adapters are merged.
+    Works for a run that is still training, for an imported model, and for the folder of one step, wherever that has
+    been copied to; changes nothing. Adapters are merged.
     `UserError` says what is missing, and where the run is no language model.
     """
     e = load_experiment(workdir)

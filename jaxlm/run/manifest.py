@@ -1,7 +1,7 @@
 """The manifest of a saved step: what its files must be, so that damage shows before it is trained on.
 
-`manifest.json` holds the sha256 and the size of every file, the shape and dtype of every array by name, the caller's
-metadata, and a hash of itself.
+`manifest.json` holds the sha256 and the size of every file, the shape and dtype of every array by name, the step's
+metric and the best so far (null, or not there, where none is known), the caller's metadata, and a hash of itself.
 """
 
 import json
@@ -26,18 +26,13 @@ def _self_hash(manifest: dict) -> str:
 
 def _files(folder: epath.Path) -> dict[str, epath.Path]:
     """Relative name -> path of every file of a step."""
-    out, todo = {}, [("", folder)]
-    while todo:
-        prefix, here = todo.pop()
-        for p in here.iterdir():
-            if p.is_dir():
-                todo.append((f"{prefix}{p.name}/", p))
-            elif p.name != MANIFEST and p.name not in BOOKKEEPING:
-                out[prefix + p.name] = p
-    return out
+    found = storage.files(folder)
+    return {name: p for name, p in found.items() if p.name != MANIFEST and p.name not in BOOKKEEPING}
 
 
-def write(folder, step: int, arrays: dict[str, str], metadata: dict) -> None:
+def write(
+    folder, step: int, arrays: dict[str, str], metadata: dict, metric: float | None = None, best: dict | None = None
+) -> None:
     files = _files(epath.Path(folder))
     with ThreadPoolExecutor(8) as pool:
         hashes = dict(zip(files, pool.map(storage.sha256_file, files.values())))
@@ -45,6 +40,8 @@ def write(folder, step: int, arrays: dict[str, str], metadata: dict) -> None:
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "step": step,
+        "metric": metric,
+        "best": best,
         "metadata": metadata,
         "arrays": arrays,
         "files": entries,

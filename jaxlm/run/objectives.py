@@ -18,7 +18,7 @@ from jaxlm.data.prepare import Data
 from jaxlm.data.prompts import Prompts
 from jaxlm.nn import flops, lora
 from jaxlm.nn.definition import padded_vocab
-from jaxlm.run import checkpoint, load, manifest, reward
+from jaxlm.run import checkpoint, load, reward
 from jaxlm.run.experiment import Experiment
 from jaxlm.steps import distill, preference, pretrain, ranked
 from jaxlm.steps import reward as ranking
@@ -124,17 +124,12 @@ def check_tokenizers(e: Experiment, tokenizer) -> None:
         raise UserError("objective.doubt is learned in thoughts, and this tokenizer has no symbols for them")
 
 
-def _checkpoint_hash(workdir, step: int) -> str:
-    return manifest.read(storage.path(workdir) / "checkpoints" / str(step))["sha256"]
-
-
 def origin_records(e: Experiment) -> dict[str, dict]:
     """What lineage.json says of each: its newest checkpoint, by step and hash, and the hashes of its data."""
     out = {}
     for what, workdir in origins(e).items():
-        about = checkpoint.read_metadata(workdir)
-        sha256 = _checkpoint_hash(workdir, about["step"])
-        out[what] = {"step": about["step"], "checkpoint": sha256, "hashes": about.get("hashes", {})}
+        found = checkpoint.saved(workdir)
+        out[what] = {"step": found.step, "checkpoint": found.sha256, "hashes": found.metadata.get("hashes", {})}
     return out
 
 
@@ -161,11 +156,11 @@ def read_reference(e: Experiment, mesh, records: dict):
 def read_origin(e: Experiment, what: str, mesh, records: dict):
     """(bound definition, parameters) of an origin, at the checkpoint that lineage.json recorded; never another."""
     workdir, step = origins(e)[what], records[what]["step"]
-    checkpoint.read_metadata(workdir, step)  # says what is wrong when it is not there
-    if _checkpoint_hash(workdir, step) != records[what]["checkpoint"]:
+    found = checkpoint.saved(workdir, step)
+    if found.sha256 != records[what]["checkpoint"]:
         raise UserError(f"checkpoint {step} of {what} {workdir} is not the one that this run began with")
     theirs = load.load_bound(workdir)
-    return theirs, load.read_params(workdir, theirs, step, mesh)
+    return theirs, load.read_params(found, theirs, mesh)
 
 
 def flops_per_token(e: Experiment, reference) -> float:

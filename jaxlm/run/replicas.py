@@ -253,6 +253,7 @@ def _restore(experiments, roots, checkpoints, step: int, hashes: dict, mesh) -> 
     for c in checkpoints:
         s, metadata = c.restore(target, step)
         lineage.check_same_data(metadata["hashes"], hashes)
+        lineage.check_same_draws(metadata)
         states.append(jax.device_get(s))
     records = [storage.read_json(root / "lineage.json") for root in roots]
     for root, theirs in zip(roots, records):
@@ -336,7 +337,7 @@ def train_together(runs: Mapping[str, Experiment], base: Experiment | None = Non
                     evaluate=evaluate,
                     evaluate_every=e.evaluation.every,
                     checkpoints=together,
-                    metadata={"hashes": data.hashes},
+                    metadata=lineage.metadata(data.hashes),
                 )
         except Diverged:
             return exits.EXIT_DIVERGED

@@ -393,6 +393,7 @@ def train_rl(e: Experiment, workdir, base: Experiment | None = None) -> int:
         with clock.phase("restore"):
             s, metadata = checkpoints.restore(target, found)
         lineage.check_same_data(metadata["hashes"], data.hashes)
+        lineage.check_same_draws(metadata)
         records = storage.read_json(root / "lineage.json")
         if _records(e).get("rewards") != records.get("rewards"):
             raise UserError("a reward model has been trained on, or its scale set anew, since this run began")
@@ -431,7 +432,7 @@ def train_rl(e: Experiment, workdir, base: Experiment | None = None) -> int:
                 evaluate=evaluation,
                 evaluate_every=e.evaluation.every,
                 checkpoints=checkpoints,
-                metadata={"hashes": data.hashes},
+                metadata=lineage.metadata(data.hashes),
                 ended=alarms.ended,
             )
     finally:

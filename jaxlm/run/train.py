@@ -78,9 +78,7 @@ def settle(e: Experiment, workdir, batch_shards: int, data: Prepared | None = No
 
 def parents_params(e: Experiment, mesh, records: dict):
     """The parameters of the parent's checkpoint in `records` (lineage.json's); None without a parent."""
-    if e.parent is None:
-        return None
-    return load.read_params(e.parent, load.load_bound(e.parent), records["parent"]["step"], mesh)
+    return None if e.parent is None else objectives.read_origin(e, "parent", mesh, records)[1]
 
 
 def started(fresh: state.TrainState, theirs) -> state.TrainState:
@@ -241,6 +239,7 @@ def train(e: Experiment, workdir, base: Experiment | None = None) -> int:
             with clock.phase("restore"):
                 s, metadata = checkpoints.restore(state.abstract(e.model, e.optimizer, mesh, e.lora, e.heads), found)
             lineage.check_same_data(metadata["hashes"], data.hashes)
+            lineage.check_same_draws(metadata)
             records = storage.read_json(root / "lineage.json")
         reference = objectives.read_reference(e, mesh, records)
 
@@ -275,7 +274,7 @@ def train(e: Experiment, workdir, base: Experiment | None = None) -> int:
                     evaluate=evaluate,
                     evaluate_every=e.evaluation.every,
                     checkpoints=checkpoints,
-                    metadata={"hashes": data.hashes},
+                    metadata=lineage.metadata(data.hashes),
                 )
         finally:
             progress.close()

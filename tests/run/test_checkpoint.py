@@ -223,6 +223,15 @@ def test_keeps_the_latest_and_the_best_also_over_a_restart(tmp_path):
     assert checkpoint.steps(directory) == [2, 6, 7]
 
 
+def test_the_best_so_far_is_told_also_when_it_is_no_longer_kept(tmp_path):
+    cfg = Checkpointing(every=1, keep_latest=1, keep_best=0)
+    directory = saved(tmp_path, 3, cfg, metrics=[3.0, 1.0, 2.0])
+    with Checkpoints(tmp_path, cfg) as c:
+        c.save(4, make_state(4))  # a step without an evaluation
+    about = manifest.read(directory / "4")
+    assert (about["metric"], about["best"]) == (None, {"step": 2, "metric": 1.0})
+
+
 def with_value(state, name, value):
     """`state` with `value` as the first element of the array of this name."""
 

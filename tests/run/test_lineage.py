@@ -50,6 +50,26 @@ def test_the_same_experiment_may_go_on(tmp_path):
     lineage.check_same_experiment(w, config.override(bound, {"train.steps": 20, "checkpoint.every": 1}))
 
 
+def test_a_run_whose_definition_is_gone_is_known_by_its_newest_checkpoint(tmp_path):
+    for step, width in [(9, 16), (10, 8)]:
+        folder = tmp_path / "checkpoints" / str(step)
+        folder.mkdir(parents=True)
+        workdir_of(folder, **{"model.width": width})
+    lineage.check_same_experiment(tmp_path, Definition())
+    with pytest.raises(UserError, match=r"model\.width: 8 -> 16 \(its own"):
+        lineage.check_same_experiment(tmp_path, config.override(Definition(), {"model.width": 16}))
+
+
+def test_other_random_numbers_are_refused():
+    about = lineage.metadata({"packed": "a"})
+    assert about["hashes"] == {"packed": "a"}
+    lineage.check_same_draws(about)
+    lineage.check_same_draws({"hashes": {}})  # of before they were told
+    other = about | {"rng": about["rng"] | {"implementation": "rbg"}}
+    with pytest.raises(UserError, match="JAX_DEFAULT_PRNG_IMPL=rbg JAX_THREEFRY_PARTITIONABLE=True"):
+        lineage.check_same_draws(other)
+
+
 def test_another_experiment_is_named_by_its_differences(tmp_path):
     w = workdir_of(tmp_path)
     with pytest.raises(UserError) as e:

@@ -132,23 +132,23 @@ def test_an_alarm_ends_the_run_where_that_is_wanted(experiment, tmp_path, capsys
     # It goes on from where it ended, and is then read as ever.
     on = config.override(e, {"objective.stop_at_alarm": False, "train.steps": 21})
     assert rl.run(on, run, e) == exits.EXIT_DONE
-    assert checkpoint.chosen(run) == checkpoint.newest(run) == 21 and not (run / checkpoint.CHOSEN).exists()
+    assert checkpoint.saved(run).step == checkpoint.newest(run) == 21 and not (run / checkpoint.CHOSEN).exists()
 
 
 def test_what_is_read_of_a_run_that_went_back(tmp_path, caplog):
     with checkpoint.Checkpoints(tmp_path, Checkpointing(every=2, keep_latest=3)) as kept:
-        assert kept.choose(4, 9) is None and checkpoint.chosen(tmp_path) is None  # nothing is saved
+        assert kept.choose(4, 9) is None  # nothing is saved
         for n in (4, 6, 8):
             kept.save(n, {"x": jnp.ones(2)})
         for back, step in ((4, 4), (7, 6), (99, 8)):
-            assert kept.choose(back, 8) == step == checkpoint.chosen(tmp_path)
+            assert kept.choose(back, 8) == step == checkpoint.saved(tmp_path).step
         loop._go_back(kept, 8, 3)
         assert caplog.messages[-1].endswith("gets checkpoint 4, the oldest that is kept (a larger "
                                             "checkpoint.keep_latest keeps more)")  # fmt: skip
-        assert checkpoint.chosen(tmp_path) == 4
+        assert checkpoint.saved(tmp_path).step == 4
         kept.save(10, {"x": jnp.ones(2)})  # gone on
         kept.wait()
-        assert checkpoint.chosen(tmp_path) == checkpoint.read_metadata(tmp_path)["step"] == 10
+        assert checkpoint.saved(tmp_path).step == checkpoint.read_metadata(tmp_path)["step"] == 10
 
 
 def test_the_best_checkpoint_is_the_one_with_the_highest_gold(experiment, tmp_path):

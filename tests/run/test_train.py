@@ -22,7 +22,7 @@ from jaxlm.nn.lora import LoRA
 from jaxlm.nn.transformer import ModelConfig
 from jaxlm.optim.optimizers import AdamW
 from jaxlm.optim.schedules import Cosine
-from jaxlm.run import checkpoint, exits, goodput, lineage, load, rl_evals, rl_metrics, train
+from jaxlm.run import checkpoint, exits, goodput, lineage, load, manifest, rl_evals, rl_metrics, train
 from jaxlm.run.checkpoint import Checkpointing
 from jaxlm.run.experiment import Evaluation, Experiment
 from jaxlm.run.log import read_metrics
@@ -92,6 +92,19 @@ def test_a_run_leaves_what_a_reader_needs(experiment, whole):
     spent = goodput.account(whole)
     assert list(spent) == ["initialise", "compile", "data", "step", "evaluate", "save"]
     assert sum(spent.values()) <= records[-1]["seconds"] + spent["initialise"]
+
+
+def test_a_checkpoint_holds_what_says_what_it_is(whole):
+    folder = whole / "checkpoints" / str(STEPS)
+    for name in ("config.json", "lineage.json", "tokenizer/tokenizer.json"):
+        assert (folder / name).read_bytes() == (whole / name).read_bytes()
+        assert name in manifest.read(folder)["files"]
+    about = manifest.read(folder)
+    tokenizer = load.load_run(whole).tokenizer
+    assert about["metadata"]["hashes"]["tokenizer"] == tokenizer.hash
+    assert about["metadata"]["rng"] == {"implementation": "threefry2x32", "partitionable": True}
+    losses = {r["step"]: r["eval/all/loss"] for r in read_metrics(whole) if "eval/all/loss" in r}
+    assert about["metric"] == losses[STEPS] and about["best"] == {"step": STEPS, "metric": min(losses.values())}
 
 
 def saved_vocab(workdir):

@@ -1,0 +1,71 @@
+"""A run read back, or one step of it that has been taken elsewhere."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from jaxlm.config import UserError
+from jaxlm.run import checkpoint, load, manifest
+from jaxlm.run.policy import policy_of
+from tests import tiny_run
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    tiny_run.make(workdir)
+    return workdir
+
+
+@pytest.fixture
+def alone(trained, tmp_path):
+    """The folder of a step by itself."""
+    return shutil.copytree(trained / "checkpoints" / "7", tmp_path / "anywhere")
+
+
+def test_a_step_alone_is_read_as_the_run(trained, alone):
+    run, whole = load.load_run(alone), load.load_run(trained)
+    jax.tree.map(np.testing.assert_array_equal, run.params, whole.params)
+    assert (run.experiment, run.model, run.step, run.sha256) == (whole.experiment, whole.model, 7, whole.sha256)
+    assert run.tokenizer.hash == whole.tokenizer.hash and policy_of(run).hash == whole.sha256
+    assert load.load_run(alone, "latest").step == load.load_run(alone, 7).step == 7
+    with pytest.raises(UserError, match="is the folder of step 7 alone, not of 6"):
+        load.load_run(alone, 6)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer/tokenizer.json", "manifest.json"])
+def test_what_it_carries_is_hashed(alone, name):
+    text = (alone / name).read_text()
+    (alone / name).write_text(text.replace("1", "2", 1))
+    with pytest.raises(UserError, match=f"damaged.*{name}"):
+        checkpoint.saved(alone)
+
+
+def test_a_step_is_hashed_once(trained, monkeypatch):
+    seen, problem = [], manifest.problem
+    monkeypatch.setattr(manifest, "problem", lambda folder, full=True: seen.append(folder) or problem(folder, full))
+    load.load_run(trained)
+    load.load_run(trained, 7)
+    assert [p.name for p in seen] == ["7", "7"]
+
+
+def test_steps_of_before_they_carried_anything_are_read(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    step = run / "checkpoints" / "7"
+    for name in ("config.json", "tokenizer/tokenizer.json"):
+        (step / name).unlink()
+    about = json.loads((step / "manifest.json").read_text())
+    about["files"] = {k: v for k, v in about["files"].items() if (step / k).exists()}
+    del about["metric"], about["best"], about["sha256"]
+    (step / "manifest.json").write_text(json.dumps(about | {"sha256": manifest._self_hash(about)}))
+
+    before = load.load_run(trained)
+    jax.tree.map(np.testing.assert_array_equal, load.load_run(run).params, before.params)
+    with checkpoint.Checkpoints(run, checkpoint.Checkpointing(every=1)) as c:
+        c.save(8, {"params": before.params}, metric=2.0)
+    assert manifest.read(run / "checkpoints" / "8")["best"] == {"step": 8, "metric": 2.0}
+    with pytest.raises(UserError, match="is a checkpoint of before they held their definition: read it in its run"):
+        load.load_run(step)
