@@ -10,7 +10,8 @@ text, a,b,c for a tuple, or a component with its own settings: --set='optimizer=
 
 A run that has begun goes on only with the definition, data and tokenizer that it was begun with, but for what is only
 logged, kept or placed; a refusal shows what differs. --allow=data,optimizer.lr lets just that differ: "data",
-"tokenizer" or paths of the definition, with all below them. lineage.json then tells of it.
+"tokenizer" or paths of the definition, with all below them. lineage.json then tells of it. A run whose checkpoints are
+all damaged is refused too; --allow=restart has it begin again at step 0, with the damaged ones in quarantine.
 
 examples:
   python -m launch.train --experiment=pretrain_tiny --workdir=runs/a1

@@ -18,18 +18,18 @@ import dataclasses
 import json
 import math
 import re
+import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from jaxlm import storage, tree
+from jaxlm import broadcast, storage, tree
 from jaxlm.config import UserError
-from jaxlm.run import manifest
+from jaxlm.run import arrays, lineage, manifest, quarantine
 from jaxlm.run.exits import Diverged
 
 # Seconds after which Orbax gives up a save. It counts by the time of day, which may be set while it waits; what really
@@ -46,45 +46,7 @@ class Checkpointing:
     keep_best: int = 1  # by the lowest metric, in addition to the latest
 
 
-# -------------------------------------------------------------------------------------------------------- the arrays
-def _describe(x) -> str:
-    return f"{x.dtype}[{','.join(map(str, x.shape))}]"
-
-
-def _arrays(state) -> dict:
-    """Name -> leaf; an error for a leaf that is no array, or for two leaves of one name."""
-    leaves = tree.named_leaves(state)
-    for name, x in leaves:
-        if not hasattr(x, "shape") or not hasattr(x, "dtype") or jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            raise TypeError(f"a checkpoint holds plain arrays, but {name!r} is {type(x).__name__}")
-    if len(dict(leaves)) != len(leaves):
-        raise ValueError("two leaves of the state have the same name")
-    return dict(leaves)
-
-
-@jax.jit
-def _first_bad(leaves: list):
-    bad = jnp.stack([~jnp.all(jnp.isfinite(x)) for x in leaves])
-    return jnp.where(bad.any(), jnp.argmax(bad), len(leaves))  # a scalar: every process has it whole
-
-
-def _not_finite(flat: dict) -> str | None:
-    """The name of an array with a value that is not finite."""
-    floats = {n: x for n, x in flat.items() if jnp.issubdtype(x.dtype, jnp.inexact)}
-    return [*floats, None][int(jax.device_get(_first_bad(list(floats.values()))))] if floats else None
-
-
-def _nested(flat: dict) -> dict:
-    out = {}
-    for name, x in flat.items():
-        *parents, last = name.split("/")
-        node = out
-        for p in parents:
-            node = node.setdefault(p, {})
-        node[last] = x
-    return out
-
-
+# --------------------------------------------------------------------------------------------------------- reading back
 def steps(directory) -> list[int]:
     """Steps that have a folder, oldest first, good or bad."""
     directory = epath.Path(directory)
@@ -93,7 +55,6 @@ def steps(directory) -> list[int]:
     return sorted(int(p.name) for p in directory.iterdir() if p.name.isdigit() and p.is_dir())
 
 
-# --------------------------------------------------------------------------------------------------------- reading back
 def _directory(workdir) -> epath.Path:
     text = str(workdir)
     return epath.Path(workdir if "://" in text else epath.Path(text).absolute()) / "checkpoints"
@@ -107,10 +68,10 @@ def steps_saved(workdir) -> list[int]:
 def _read(folder: epath.Path, abstract, prefix: str = ""):
     """Reads the arrays of `abstract` (whose names follow `prefix`) with its shardings; strict about shape and dtype."""
     saved = manifest.read(folder)["arrays"]
-    wanted = {prefix + n: x for n, x in _arrays(abstract).items()}
+    wanted = {prefix + n: x for n, x in arrays.named(abstract).items()}
     saved = {n: s for n, s in saved.items() if n.startswith(prefix)}
-    lines = [f"{n}: the checkpoint has {saved.get(n, 'nothing')}, this run needs {_describe(x)}"
-             for n, x in wanted.items() if saved.get(n) != _describe(x)]  # fmt: skip
+    lines = [f"{n}: the checkpoint has {saved.get(n, 'nothing')}, this run needs {arrays.describe(x)}"
+             for n, x in wanted.items() if saved.get(n) != arrays.describe(x)]  # fmt: skip
     lines += [f"{n}: the checkpoint has {s}, this run has no such array" for n, s in saved.items() if n not in wanted]
     if lines:
         more = f"\n  ... and {len(lines) - 8} more" if len(lines) > 8 else ""
@@ -124,7 +85,7 @@ def _read(folder: epath.Path, abstract, prefix: str = ""):
     def target(x):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here)
 
-    nested = _nested({n: target(x) for n, x in wanted.items()})
+    nested = arrays.nested({n: target(x) for n, x in wanted.items()})
     with contextlib.closing(ocp.PyTreeCheckpointer()) as checkpointer:
         read = checkpointer.restore(
             folder / "state",
@@ -248,6 +209,8 @@ class Checkpoints:
         storage.make_dir(self.directory)
         self._pending = None  # (step, arrays, metadata, metric) of the save under way
         self._verified: set[int] = set()
+        self._took: dict[str, float] = {}  # since `cost` was last asked
+        self._began = 0.0  # the save under way, in monotonic seconds
         self._moved = False  # into quarantine, and the manager has not been told yet
         self._sweep()
         policies = ocp.checkpoint_managers
@@ -273,34 +236,37 @@ class Checkpoints:
         if jax.process_index() == 0:
             for step in steps(self.directory):
                 if found := manifest.problem(self.directory / str(step), full=False):
-                    self._quarantine(step, f"IS BAD AND IS NOT USED: {found}")
+                    self._quarantine(step, found)
         _agree(0)
 
     def _quarantine(self, step: int, why: str) -> None:
-        target = storage.make_dir(self.directory / "quarantine") / str(step)
-        n = 1
-        while target.exists():
-            n += 1
-            target = target.parent / f"{step}-{n}"
-        (self.directory / str(step)).rename(target)
+        # Object storage cannot rename a folder: a first save that was cut off there has its name, and no manifest.
+        damaged = storage.is_local(self.directory) or (self.directory / str(step) / manifest.MANIFEST).exists()
+        target = quarantine.put(self.directory, step, why, damaged)
         self._moved = True
-        logging.error("CHECKPOINT %d %s. Moved to %s", step, why, target)
+        logging.error("CHECKPOINT %d IS BAD AND IS NOT USED: %s. Moved to %s", step, why, target)
 
     def go_back(self, step: int) -> None:
         """Moves what is newer than `step` to quarantine (-1: everything); `latest` then says what there is."""
         self.wait()
         if jax.process_index() == 0:
             for newer in [s for s in steps(self.directory) if s > step]:
-                self._quarantine(newer, f"IS NOT USED: the runs that train with it have no good one after step {step}")
+                why = f"the runs that train with it have no good one after step {step}"
+                logging.error("CHECKPOINT %d IS NOT USED: %s", newer, why)
+                quarantine.put(self.directory, newer, why, damaged=False)
+                self._moved = True
 
     def _seal(self) -> None:
         """Runs on process 0 in Orbax's thread, when every file is written and the folder has no final name yet."""
-        step, arrays, metadata, metric = self._pending
+        step, described, metadata, metric = self._pending
         temporary = [p for p in self.directory.iterdir() if p.name.startswith(f"{step}.orbax-checkpoint-tmp")]
         folder = max(temporary, key=lambda p: p.stat().mtime) if temporary else self.directory / str(step)
         for name in CARRIED:
             storage.copy(self.directory.parent / name, folder / name)
-        manifest.write(folder, step, arrays, metadata, metric, self._best(step, metric))
+        began = time.monotonic()
+        manifest.write(folder, step, described, metadata, metric, self._best(step, metric))
+        self._took["checkpoint/hash_seconds"] = time.monotonic() - began
+        self._took["checkpoint/write_seconds"] = time.monotonic() - self._began
 
     def _best(self, step: int, metric: float | None) -> dict | None:
         """{"step", "metric"} of the best up to this step, whether it is still kept or not."""
@@ -346,20 +312,20 @@ class Checkpoints:
             if step == latest:
                 return False
             raise ValueError(f"cannot save step {step}: step {latest} is saved already")
-        flat = _arrays(state)
+        flat = arrays.named(state)
         if metric is not None and not math.isfinite(metric):
             raise Diverged(self._bad(step, f"its metric is {metric}", latest))
-        if (name := _not_finite(flat)) is not None:
+        if (name := arrays.not_finite(flat)) is not None:
             raise Diverged(self._bad(step, f"{name} has values that are not finite", latest))
         metadata = json.loads(json.dumps(metadata or {}))  # what is no JSON fails here, not in the background
         self._preflight(step, flat)
         with self._errors():
             self._manager.wait_until_finished()  # before `_pending` changes under the previous save
-            metric = None if metric is None else float(metric)
-            self._pending = (step, {n: _describe(x) for n, x in flat.items()}, metadata, metric)
+            metric, self._began = None if metric is None else float(metric), time.monotonic()
+            self._pending = (step, {n: arrays.describe(x) for n, x in flat.items()}, metadata, metric)
             started = self._manager.save(
                 step,
-                args=ocp.args.Composite(state=ocp.args.PyTreeSave(_nested(flat))),
+                args=ocp.args.Composite(state=ocp.args.PyTreeSave(arrays.nested(flat))),
                 metrics={"metric": metric},
                 force=True,
             )
@@ -383,24 +349,45 @@ class Checkpoints:
             )
 
     def latest(self) -> int | None:
-        """The newest step whose files are as they were written; newer bad ones are moved to quarantine, loudly."""
+        """The newest step whose files are as they were written; newer bad ones are moved to quarantine, loudly.
+
+        None where nothing was ever saved. `UserError` where there was something, and all of it is damaged: such a run
+        begins again only where that is allowed by name (`lineage.allowing`).
+        """
         self.wait()
-        found = -1
+        found, began = -1, time.monotonic()
         if jax.process_index() == 0:
             for step in reversed(steps(self.directory)):
                 bad = None if step in self._verified else manifest.problem(self.directory / str(step))
                 if bad is None:
                     found = step
                     break
-                self._quarantine(step, f"IS BAD AND IS NOT USED: {bad}")
+                self._quarantine(step, bad)
             if self._moved:
                 logging.error("%s: %s", self.directory, f"going on from step {found}" if found >= 0 else "NONE IS LEFT")
         found = _agree(found)
         if _agree(int(self._moved)):
             self._manager.reload()
         self._moved = False
+        if found < 0:
+            broadcast.from_first(self._require_nothing_lost)
+            return None
         self._verified.add(found)
-        return found if found >= 0 else None
+        self._took["checkpoint/verify_seconds"] = time.monotonic() - began
+        return found
+
+    def _require_nothing_lost(self) -> None:
+        if not (damage := quarantine.damage(self.directory)):
+            return
+        more = f"; and {len(damage) - 3} more" if len(damage) > 3 else ""
+        what = f"none of the checkpoints of {self.directory.parent} can be used: {'; '.join(damage[:3])}{more}"
+        if not lineage.may_restart():
+            raise UserError(
+                f"{what}; they stand in {self.directory / quarantine.FOLDER}; put a good copy of one back into "
+                f"{self.directory}, choose another --workdir, or, to begin again at step 0 here, move that folder "
+                "elsewhere (launch.train: or give --allow=restart)"
+            )
+        logging.error("%s; begins again at step 0", what)
 
     def choose(self, back: int | None, ended: int) -> int | None:
         """Of a run that ended at step `ended` to go back to step `back`: who names no step reads the newest up to there
@@ -434,6 +421,14 @@ class Checkpoints:
         with self._errors():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
+
+    def cost(self) -> dict[str, float]:
+        """Seconds for the log, each once, on process 0, that no phase of the run's clock has: of the last save that is
+        complete, all of them, behind training's back (`checkpoint/write_seconds`), and those of hashing what was
+        written (`checkpoint/hash_seconds`); of verifying the step that was gone on from (`checkpoint/verify_seconds`).
+        """
+        took, self._took = self._took, {}
+        return took
 
     def close(self) -> None:
         try:

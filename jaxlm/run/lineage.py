@@ -142,6 +142,7 @@ def check_same_draws(metadata: dict) -> None:
 
 # ------------------------------------------------------------------------------------------------ what must be the same
 HELD = ("model", "lora")  # the checkpoints have their shapes
+RESTART = "restart"
 
 
 @dataclasses.dataclass
@@ -157,8 +158,9 @@ _allowed: contextvars.ContextVar[_Allowed | None] = contextvars.ContextVar("allo
 @contextlib.contextmanager
 def allowing(workdir, names: Sequence[str], cfg):
     """Inside, the run of `workdir` goes on though it differs from what it was in what goes by these names, which its
-    `lineage.json` then tells: "data", "tokenizer", or paths of its definition `cfg`, each with all below it."""
-    known = [*(f.name for f in dataclasses.fields(cfg)), "tokenizer"]
+    `lineage.json` then tells: "data", "tokenizer", or paths of its definition `cfg`, each with all below it. With
+    `RESTART` it begins again where all of its checkpoints were damaged."""
+    known = [*(f.name for f in dataclasses.fields(cfg)), "tokenizer", RESTART]
     for name in names:
         if (first := name.split(".")[0]) in HELD:
             raise UserError(f"--allow={name}: the checkpoints hold arrays of the {first} that they were begun with")
@@ -176,6 +178,11 @@ def _may_differ(path: str) -> bool:
     now = _allowed.get()
     names = () if now is None else ["data.tokenizer" if n == "tokenizer" else n for n in now.names]
     return any(path == n or path.startswith(f"{n}.") for n in names)
+
+
+def may_restart() -> bool:
+    """Whether a run may begin again that has been trained, and of which no checkpoint is left."""
+    return _may_differ(RESTART)
 
 
 def _otherwise(paths: Iterable[str]) -> str:

@@ -6,6 +6,7 @@ come from outside or by wrapping public functions of the library here; nothing i
   stage, root, workdir   what is trained, the folder of parents and caches, and the run directory
   data                   the folder of its data, where it is not the common one
   settings               {path: value} in the definition
+  allow                  names of what may differ, as --allow has them
   devices                of the CPU, in this process
   trace                  a file: a line for each batch with a hash of its tokens, one for where a fault struck, and one
                          for how long the run's clock went, where its loop has come to an end
@@ -32,7 +33,7 @@ import numpy as np
 from jaxlm import config
 from jaxlm.config import UserError
 from jaxlm.optim import optimizers
-from jaxlm.run import checkpoint, exits, loop, manifest, processes, report, rl, rl_plots, train
+from jaxlm.run import checkpoint, exits, lineage, loop, manifest, processes, report, rl, rl_plots, train
 from jaxlm.run.goodput import Clock
 from jaxlm.steps import learn, update
 from tests.faults import definitions
@@ -313,7 +314,8 @@ def run(spec: dict) -> int:
                 FAULTS[name](trace, **fault)
         note_batches(trace)
         e = definition(spec)
-        return rl.run(e, spec["workdir"], e)
+        with lineage.allowing(spec["workdir"], spec.get("allow", ()), e):
+            return rl.run(e, spec["workdir"], e)
 
 
 def main(spec: dict) -> int:

@@ -51,7 +51,8 @@ CLASSES = {
     "interrupted": "parameters, optimizer state, log and batches bit-equal to the uninterrupted run",
     "resized": "on other devices: the same batches, losses within what another order of float32 sums gives",
     "poisoned": "exactly the poisoned steps skipped and recorded, bit-equal to a run told to skip them",
-    "corrupted": "the newest step that verifies is used, the bad one quarantined; ends bit-equal",
+    "corrupted": "the newest step that verifies is used, the bad one quarantined; refused where none is left, until it "
+    "may begin again; ends bit-equal",
     "changed": "refused in one line with exit code 2, the difference shown; goes on bit-equal when it is undone",
 }
 
@@ -343,8 +344,11 @@ def every_checkpoint_damaged(t: Trial) -> None:
         name = t.rng.choice([n for n in saved_files(step) if not is_bookkeeping(n)])
         t.at += f", {step.name}/{name}"
         t.rng.choice([flip, truncate, remove])(t, step / name)
-    t.start()
-    t.says("NONE IS LEFT")
+    for _ in range(2):
+        t.start(expect=(exits.EXIT_BAD_INPUT,))
+        t.refused("none of the checkpoints of", "--allow=restart")
+    t.start(allow=["restart"])
+    t.says("begins again at step 0")
     t.same()
 
 

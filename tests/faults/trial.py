@@ -268,11 +268,13 @@ class Trial:
         """stderr and stdout of the last start, of its first process."""
         return (self.folder / f"start-{len(self.codes)}.txt").read_text(errors="replace")
 
-    def start(self, *faults: dict, expect=(exits.EXIT_DONE,), devices=1, processes=1, settings=None) -> int:
-        """Starts or resumes the run; its exit code, which must be one of `expect`. faults: as the child takes them."""
+    def start(self, *faults: dict, expect=(exits.EXIT_DONE,), devices=1, processes=1, settings=None, allow=()) -> int:
+        """Starts or resumes the run; its exit code, which must be one of `expect`. faults, allow: as the child takes
+        them."""
         settings = {"mesh.fsdp": devices * processes} | (settings or {})
         spec = {"stage": self.stage, "root": str(self.root), "workdir": str(self.workdir), "trace": str(self.trace)}
         spec |= {"data": self.data, "devices": devices, "settings": settings, "faults": list(faults)}
+        spec |= {"allow": list(allow)}
         output = self.folder / f"start-{len(self.starts) + 1}.txt"
         (self.folder / f"start-{len(self.starts) + 1}.json").write_text(json.dumps(spec))
         told, lines = len(records(self.trace)), len(self._logged())

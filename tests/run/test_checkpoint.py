@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxlm import storage, tree
 from jaxlm.config import UserError
-from jaxlm.run import checkpoint, manifest
+from jaxlm.run import checkpoint, lineage, manifest
 from jaxlm.run.checkpoint import Checkpointing, Checkpoints
 from jaxlm.run.exits import Diverged
 
@@ -77,6 +77,19 @@ def test_round_trip_is_bit_equal_and_keeps_the_tree(tmp_path):
     with Checkpoints(tmp_path, Checkpointing(every=5)) as c:  # a new program
         assert c.latest() == 10
         assert_bit_equal(c.restore(jax.eval_shape(make_state))[0], state)
+
+
+def test_what_a_save_and_a_verification_took_is_told_once(tmp_path):
+    with Checkpoints(tmp_path, Checkpointing(every=1)) as c:
+        assert c.cost() == {}
+        c.save(1, make_state(1))
+        c.wait()
+        took = c.cost()
+        assert list(took) == ["checkpoint/hash_seconds", "checkpoint/write_seconds"] and c.cost() == {}
+        assert 0 < took["checkpoint/hash_seconds"] < took["checkpoint/write_seconds"]
+    with Checkpoints(tmp_path, Checkpointing(every=1)) as c:
+        c.latest()
+        assert c.cost()["checkpoint/verify_seconds"] > 0
 
 
 def test_relative_workdir(tmp_path, monkeypatch):
@@ -203,14 +216,46 @@ def test_orbax_own_bookkeeping_is_not_needed_to_read(tmp_path):
         assert_bit_equal(c.restore(abstract(make_state()))[0], make_state(2))
 
 
-def test_nothing_left_is_none_and_said(tmp_path, caplog):
-    directory = saved(tmp_path, 1)
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_begin_again_unasked(tmp_path, caplog):
+    directory = saved(tmp_path, 2)
     DAMAGE["flipped bit"](directory / "1")
-    with Checkpoints(tmp_path, Checkpointing(every=1)) as c:
+    DAMAGE["no manifest"](directory / "2")
+    for _ in range(2):  # also when they are all in quarantine
+        with Checkpoints(tmp_path, Checkpointing(every=1)) as c, pytest.raises(UserError) as e:
+            c.latest()
+    assert "\n" not in str(e.value) and "--allow=restart" in str(e.value)
+    for words in (
+        "step 1: the content of ",
+        "step 2: it has no manifest.json",
+        f"they stand in {directory}/quarantine",
+    ):
+        assert words in str(e.value)
+
+    definition = Checkpointing(every=1)  # any: the name is no path of it
+    with Checkpoints(tmp_path, definition) as c, lineage.allowing(tmp_path, [lineage.RESTART], definition):
         assert c.latest() is None
-        assert "NONE IS LEFT" in caplog.text
+        assert "begins again at step 0" in caplog.text
+        assert c.save(1, make_state(1))
+    with Checkpoints(tmp_path, definition) as c:
+        assert c.latest() == 1
+
+
+def test_what_was_set_aside_undamaged_is_no_loss(tmp_path):
+    directory = saved(tmp_path, 2)
+    DAMAGE["flipped bit"](directory / "2")
+    with Checkpoints(tmp_path, Checkpointing(every=1)) as c:
+        c.latest()
+        c.go_back(-1)
+        assert c.latest() is None
         with pytest.raises(UserError, match="holds no checkpoint"):
             c.restore(abstract(make_state()))
+
+
+def test_a_first_save_cut_off_on_object_storage_is_no_loss(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    monkeypatch.setattr(storage, "is_local", lambda p: False)
+    with Checkpoints(tmp_path, Checkpointing(every=1)) as c:
+        assert c.latest() is None
 
 
 def test_keeps_the_latest_and_the_best_also_over_a_restart(tmp_path):
