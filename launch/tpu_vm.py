@@ -309,7 +309,7 @@ def main(words: list[str]) -> int:
     where = "it comes with the Google Cloud SDK"
     if (asked := cluster_flags.asked()) is not None:
         jobs.need("gcloud", where)
-        any_size = tpus.Tpu("v4", "2x2x1", tpu_flags.SLICES.value)
+        any_size = tpus.find("v4-8", tpu_flags.SLICES.value)
         return look(asked, cluster_flags.WORKER.value, Job(name, (), any_size), place)
     tpu = tpu_flags.chosen()
     job = job_flags.job(words, tpu, processes=tpu.hosts, shared_disk=False)

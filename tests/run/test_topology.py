@@ -1,11 +1,13 @@
 """Slices by their users' names, and chips by their datasheets."""
 
 import importlib.util
+import math
 
 import pytest
 
 from jaxlm.config import UserError
-from jaxlm.run import topology
+from jaxlm.run import slices, topology
+from launch import tpus
 
 
 @pytest.mark.parametrize(
@@ -17,6 +19,8 @@ from jaxlm.run import topology
         ("v5p-8", "2x2x1", 4),
         ("v5p-1024", "8x8x8", 512),
         ("v5p-2048", "8x8x16", 1024),
+        ("v5p-12288", "16x16x24", 6144),
+        ("v5e-1", "1x1", 1),
     ],
 )
 def test_names(name, shape, chips):
@@ -25,12 +29,12 @@ def test_names(name, shape, chips):
 
 
 def test_every_shape_has_its_chips():
-    for chip in topology.CHIPS.values():
-        assert [topology.parse(n).chips for n in topology.names(chip)] == sorted(chip.shapes)
-        for chips, shape in chip.shapes.items():
-            sizes = [int(n) for n in shape.split("x")]
-            assert len(sizes) == chip.dims
-            assert sizes[0] * sizes[1] * (sizes[2] if chip.dims == 3 else 1) == chips
+    assert slices.SHAPES.keys() == slices.CORES.keys() == tpus.GENERATIONS.keys() >= topology.CHIPS.keys()
+    for name, found in slices.by_name().items():
+        sizes = [int(n) for n in found.shape.split("x")]
+        assert slices.find(name) == found and math.prod(sizes) == found.chips
+        if found.generation in topology.CHIPS:
+            assert len(sizes) == topology.CHIPS[found.generation].dims == topology.parse(name).chip.dims
 
 
 @pytest.mark.parametrize(
@@ -46,9 +50,15 @@ def test_every_shape_has_its_chips():
     ],
 )
 def test_wrong_names_are_explained(name, told):
-    with pytest.raises(UserError) as e:
-        topology.parse(name)
-    assert told in str(e.value) and "\n" not in str(e.value)
+    for find in (topology.parse, tpus.find):
+        with pytest.raises(UserError) as e:
+            find(name)
+        assert told in str(e.value) and "\n" not in str(e.value)
+
+
+def test_chips_that_nothing_is_known_of():
+    with pytest.raises(UserError, match="v4-8: what a v4 chip can do is not known here; v5e, v5p, v6e are"):
+        topology.parse("v4-8")
 
 
 def test_no_slices():
@@ -72,3 +82,4 @@ def test_without_libtpu_it_says_what_to_install(monkeypatch):
 def test_libtpu_describes_them():
     found = topology.devices(topology.parse("v6e-8", 2))
     assert len(found) == 16 and {d.slice_index for d in found} == {0, 1}
+    assert len(topology.devices(topology.parse("v5e-1"))) == 1
