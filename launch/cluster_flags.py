@@ -6,7 +6,7 @@ from jaxlm.config import UserError
 
 STATUS = flags.DEFINE_bool("status", False, "Say how the job of this name is, and exit.")
 LOGS = flags.DEFINE_bool("logs", False, "Show the last lines that the job of this name has written, and exit.")
-WORKER = flags.DEFINE_string("worker", "0", "Whose --logs: the number of a host, or all.")
+WORKER = flags.DEFINE_string("worker", "0", "Whose --logs: the number of a host, or all; not under Slurm.")
 DELETE = flags.DEFINE_bool("delete", False, "End the job of this name, delete what belongs to it, and exit.")
 
 

@@ -22,7 +22,6 @@ Exit codes: 0 submitted (or shown); 2 bad definition or input.
 
 import dataclasses
 import json
-import sys
 
 from absl import flags
 
@@ -157,7 +156,7 @@ def condition(jobset: dict) -> str:
 
 def look(asked: str, worker: str, name: str, place: Place) -> int:
     """What `asked`, one of status, logs and delete, does; worker: whose logs, a number or all."""
-    nothing = Job(name, (), tpus.Tpu("v4", "2x2x1"))
+    nothing = Job(name, (), tpus.find("v4-8"))
     if asked == "delete":
         targets = (f"jobset/{name}", f"secret/{name}-env")
         return jobs.run(Step(kubectl(place, "delete", "--ignore-not-found", *targets)), nothing).returncode
@@ -186,11 +185,7 @@ def main(words: list[str]) -> int:
     if job_flags.MAX_PREEMPTIONS.present:
         raise UserError("--max_preemptions: the cluster restarts a preempted job without a limit; leave it out")
     job = job_flags.job(words, tpu, processes=tpu.hosts, shared_disk=False)
-    if not job_flags.DRY_RUN.value:
-        jobs.need("kubectl", where)
-    jobs.check_definition(job, sys.executable)
-    if job_flags.DRY_RUN.value:
-        print("\n\n".join(jobs.show(step, job.secrets) for step in steps(job, place)))
+    if not job_flags.ready(job, steps(job, place), "kubectl", where):
         return 0
     for step in steps(job, place):
         if jobs.run(step, job).returncode:

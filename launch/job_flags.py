@@ -7,7 +7,7 @@ from absl import flags
 
 from jaxlm.config import UserError
 from launch import job as jobs
-from launch.job import Gpus, Job, Processes
+from launch.job import Gpus, Job, Processes, Step
 from launch.tpus import Tpu
 
 NAME = flags.DEFINE_string("name", None, "Name of the job: lower case letters, digits and dashes.")
@@ -46,6 +46,19 @@ def name(default: str | None = None) -> str:
         raise UserError("--name is missing: --name=ppo1")
     jobs.check_name(found)
     return found
+
+
+def ready(job: Job, steps: list[Step], tool: str, where: str) -> bool:
+    """Whether `job` is to be started by its `steps`; by --dry_run they are printed instead, secrets as ***.
+
+    Raises `UserError` without `tool`, which comes from `where`, and for a definition that does not resolve here.
+    """
+    if not DRY_RUN.value:
+        jobs.need(tool, where)
+    jobs.check_definition(job, sys.executable)
+    if DRY_RUN.value:
+        print("\n\n".join(jobs.show(step, job.secrets) for step in steps))
+    return not DRY_RUN.value
 
 
 def note(text: str) -> None:

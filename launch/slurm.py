@@ -25,7 +25,6 @@ Exit codes: 0 submitted (or shown); 2 bad definition or input. The job's own: 0 
 import dataclasses
 import re
 import shlex
-import sys
 
 from absl import flags
 
@@ -148,10 +147,12 @@ def check_place(place: Place) -> None:
 
 
 def main(words: list[str]) -> int:
-    tool = "it is there on a cluster's login node"
+    where = "it is there on a cluster's login node"
+    if cluster_flags.WORKER.present:
+        raise UserError("--worker: under Slurm all processes write into one log, which --logs shows; leave it out")
     if (asked := cluster_flags.asked()) is not None:
         step = look(asked, job_flags.name())
-        jobs.need(step.argv[0], tool)
+        jobs.need(step.argv[0], where)
         return jobs.run(step, Job(job_flags.name(), (), Gpus(1, 1))).returncode
     for flag in (NODES, GPUS_PER_NODE):
         if flag.value is None or flag.value < 1:
@@ -160,11 +161,7 @@ def main(words: list[str]) -> int:
     job = job_flags.job(words, on, on.processes, shared_disk=True)
     place = Place(TIME.value, SAVE_SECONDS.value, PYTHON.value, tuple(SBATCH.value))
     check_place(place)
-    if not job_flags.DRY_RUN.value:
-        jobs.need("sbatch", tool)
-    jobs.check_definition(job, sys.executable)
-    if job_flags.DRY_RUN.value:
-        print("\n\n".join(jobs.show(step, job.secrets) for step in steps(job, place)))
+    if not job_flags.ready(job, steps(job, place), "sbatch", where):
         return 0
     *first, submit = steps(job, place)
     for step in first:

@@ -37,10 +37,10 @@ def test_accelerators(name, chips, hosts, topology, gcloud):
 
 
 @pytest.mark.parametrize(("name", "words"), [
-    ("v5p-100", ["TensorCores, two a chip", "nearest: v5p-64, v5p-128"]),
-    ("v6e-12", ["sizes count chips", "nearest: v6e-8, v6e-16"]),
+    ("v5p-100", ["TensorCores, 2 a chip", "nearest: v5p-64, v5p-128"]),
+    ("v6e-12", ["v6e counts chips", "nearest: v6e-8, v6e-16"]),
     ("v5x-16", ["nearest:", "v5e-16"]),
-    ("h100", ["unknown accelerator 'h100'", "valid:"]),
+    ("h100", ["unknown TPU slice 'h100'", "valid:"]),
 ])  # fmt: skip
 def test_unknown_accelerators_are_explained(name, words):
     with pytest.raises(UserError) as e:
@@ -175,6 +175,7 @@ TOUR = ("--", "launch.tour", "--workdir=gs://b/a")
     ("slurm", ["--name=a", "--nodes=0", "--gpus_per_node=8", *TOUR], "--nodes=N is needed, 1 or more; got 0"),
     ("gke", ["--name=a", "--accelerator=v5p-8", *TOUR], "--image is missing"),
     ("gke", ["--name=a", "--accelerator=v5p-8", "--image=i", "--max_preemptions=3", *TOUR], "leave it out"),
+    ("slurm", ["--name=a", "--logs", "--worker=3"], "--worker: under Slurm all processes write into one log"),
     ("gke", ["--name=a", "--status", "--logs"], "--status and --logs are one or the other"),
     ("local", ["--processes=0", *TOUR], "a job has one process at least"),
 ])  # fmt: skip
