@@ -88,6 +88,8 @@ def plot(steps: Steps, path) -> None:
 def main() -> int:
     if not WORKDIR.value:
         raise UserError("--workdir=RUN is missing: the folder of a run; may be repeated")
+    if OUT.value is not None and not OUT.value.endswith(".png"):
+        raise UserError(f"--out takes the name of a .png file, got {OUT.value!r}")
     found = {run: goodput.account(run) for run in WORKDIR.value}
     if untimed := [run for run, seconds in found.items() if not seconds]:
         raise UserError(f"{untimed[0]} was trained before its phases were timed")

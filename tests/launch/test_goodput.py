@@ -46,6 +46,8 @@ def test_a_run_without_times_is_refused(call, tmp_path):
         call(write(tmp_path / "old", {"step": 1, "train/loss": 1.0}))
     with pytest.raises(UserError, match="--workdir=RUN is missing"):
         call()
+    with pytest.raises(UserError, match=r"--out takes the name of a .png file, got 'x\.jpg'"):
+        call(tmp_path / "old", out="x.jpg")
 
 
 def step(at: int, first: bool = False, **parts: float) -> dict:
