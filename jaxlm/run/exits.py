@@ -30,6 +30,11 @@ class Stopped(Exception):
     was preempted, and has saved."""
 
 
+class Abandoned(Exception):
+    """A part of a run that would have taken long was left in its midst, to stop at once; what was before it stands, and
+    the same command does that part again."""
+
+
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
     """SIGTERM ends what runs inside with exit code 42, wherever it is: whatever is done so far stands, and the same

@@ -3,7 +3,8 @@
 Each second of a process belongs to one phase, and the seconds since the last record stand in `metrics.jsonl` as
 `seconds/<phase>`. The goodput of a run (Google's ML goodput) is the share of all of them that went into steps that
 count. A step that was taken again after a restart counts once: the first time was lost. What a killed process did after
-its last record is in no file, and the time between two processes is not the run's.
+its last record is in no file, and the time between two processes is not the run's. What a save does behind training's
+back is told beside these, as `checkpoint/<what>_seconds` (`Checkpoints.cost`), and belongs to no phase.
 
 A step of reinforcement learning is taken apart further, as `train/seconds/<part>` of the step that is logged. Devices
 work behind the host's back, so a part ends where the host reads what the part has made (sampled tokens,
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 
 import jax
 
+from jaxlm.run.exits import Abandoned
 from jaxlm.run.log import raw_metrics, read_metrics
 
 PHASES = {
@@ -29,7 +31,7 @@ PHASES = {
     "step": "training",
     "evaluate": "validation and samples",
     "save": "what a checkpoint holds training up for",
-    "lost": "steps that had to be taken again",
+    "lost": "steps that had to be taken again, and what was abandoned in order to stop",
 }
 STEP_PARTS = {
     "rollout": "sampling the responses, calls of tools and all",
@@ -43,20 +45,27 @@ STEP_PARTS = {
 
 
 class Clock:
-    """Gives every second to the phase it is spent in; `changed` is when the last one began (monotonic seconds).
+    """Gives every second to the phase it is spent in; `changed` is when the last one began, or gave a sign of life
+    (monotonic seconds). A phase that is `Abandoned` was lost.
 
     phase: the one that is left when no other is entered.
     """
 
     def __init__(self, now=time.monotonic, phase: str = "initialise"):
         self._now, self._phase, self._spent = now, phase, collections.Counter()
+        self._beside: dict[str, float] = {}
         self.changed = now()
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        before = self._enter(name)
+        before, had = self._enter(name), self._spent[name]
         try:
             yield
+        except Abandoned:
+            self.alive()
+            lost = max(self._spent[name] - had, 0.0)
+            self._spent.update({name: -lost, "lost": lost})
+            raise
         finally:
             self._enter(before)
 
@@ -66,11 +75,20 @@ class Clock:
         self.changed, self._phase = now, name
         return before
 
-    def take(self) -> dict[str, float]:
-        """{"seconds/<phase>": seconds} since this was last asked."""
+    def alive(self) -> None:
+        """The phase goes on: a sign of life, for who watches."""
         self._enter(self._phase)
+
+    def beside(self, values: dict[str, float]) -> None:
+        """What is to be told with the times, and is none of them: seconds of what runs while the run goes on."""
+        self._beside |= values
+
+    def take(self) -> dict[str, float]:
+        """{"seconds/<phase>": seconds} since this was last asked, and what was to be told beside them."""
+        self.alive()
         taken, self._spent = self._spent, collections.Counter()
-        return {f"seconds/{name}": seconds for name, seconds in taken.items() if seconds}
+        beside, self._beside = self._beside, {}
+        return {f"seconds/{name}": seconds for name, seconds in taken.items() if seconds} | beside
 
 
 def account(workdir) -> dict[str, float]:

@@ -258,9 +258,10 @@ def held(workdir, lines: list[str]) -> str:
 def _own_definition(workdir):
     """The file with the definition of the run that `workdir` holds; where it is gone, the newest checkpoint's copy."""
     root = storage.path(workdir)
+    if (root / "config.json").exists():
+        return root / "config.json"
     carried = [p for p in root.glob("checkpoints/*/config.json") if p.parent.name.isdigit()]
-    found = [root / "config.json", *sorted(carried, key=lambda p: -int(p.parent.name))]
-    return next((p for p in found if p.exists()), None)
+    return max(carried, key=lambda p: int(p.parent.name), default=None)
 
 
 def differences(workdir, cfg, parts: tuple[str, ...] = ("",)) -> list[str]:

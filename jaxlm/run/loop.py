@@ -2,11 +2,12 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 from absl import logging
@@ -14,20 +15,29 @@ from jax.experimental import multihost_utils
 
 from jaxlm.config import UserError
 from jaxlm.run.checkpoint import Checkpoints
-from jaxlm.run.exits import EXIT_DONE, EXIT_PREEMPTED, Diverged
+from jaxlm.run.exits import EXIT_DONE, EXIT_PREEMPTED, Abandoned, Diverged
 from jaxlm.run.goodput import Clock
+
+OWED = "evaluation_owed"  # in a checkpoint's metadata
 
 
 @contextlib.contextmanager
-def stop_requests():
-    """Yields a function of the step that says whether SIGTERM or a first Ctrl-C has come; a second one stops at once.
+def stop_requests() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether SIGTERM or a first Ctrl-C has come; a second one stops at once.
 
-    Of several processes all have to be asked before every step, and all get the same answer.
+    Of several processes all have to ask equally often, and at the same places: they get the same answer.
     """
-    if jax.process_count() > 1:  # the runtime has handlers of its own, and agrees on a step that none has passed
-        yield multihost_utils.reached_preemption_sync_point
-        return
     seen = []
+    if jax.process_count() > 1:  # the runtime has handlers of its own, and agrees on a question that none has passed
+        asked = itertools.count(1)
+
+        def agreed() -> bool:
+            if not seen and multihost_utils.reached_preemption_sync_point(next(asked)):
+                seen.append(signal.SIGTERM)
+            return bool(seen)
+
+        yield agreed
+        return
 
     def handle(number, frame):
         if seen and number == signal.SIGINT:
@@ -39,7 +49,7 @@ def stop_requests():
     except ValueError:  # not the main thread: whoever runs us there handles its signals
         old = {}
     try:
-        yield lambda step: bool(seen)
+        yield lambda: bool(seen)
     finally:
         for s, h in old.items():
             signal.signal(s, h)
@@ -153,6 +163,8 @@ def run(
     checkpoints: Checkpoints,
     metadata: dict,
     ended: Callable[[], int | None] | None = None,
+    stopping: Callable[[], bool] | None = None,
+    owed: bool = False,
 ) -> tuple[object, int]:
     """Steps from `recorder.first` to `steps`, logging, evaluating and saving on the way.
 
@@ -160,19 +172,43 @@ def run(
     evaluate: (step, state) -> the metric by which the best checkpoint is kept, lower is better; it logs for itself.
     ended: the step to go back to, where what was logged says that the run is to end here, or None. It is then done, a
     resumed one takes no step, and the newest checkpoint up to there is what others read of it (`Checkpoints.choose`).
+    stopping: says whether to stop, as `stop_requests` gives it; without it one is made. `step` and `evaluate` may ask
+    it too, and raise `Abandoned`: the state before is saved, and `metadata` says that an evaluation is owed.
+    owed: whether it said so: then that comes first.
     Returns (state, exit code): done, or preempted and saved. Raises `Diverged`.
     """
     n, clock = recorder.first, recorder.clock
     pending = None  # metrics of the step before: read only once the next one is on its way
-    stop, last = False, True
+    stop, last = False, True  # whether to stop, and whether there is nothing left to do
     back = (lambda: None) if ended is None else ended
+    clock.beside(checkpoints.cost())
 
-    with stop_requests() as stopping, clock.phase("step"):
+    def evaluated() -> tuple[float | None, bool]:
+        """(the metric, whether it was abandoned)"""
+        try:
+            with clock.phase("evaluate"):
+                return evaluate(n, state), False
+        except Abandoned:
+            return None, True
+
+    with stop_requests() if stopping is None else contextlib.nullcontext(stopping) as stopping, clock.phase("step"):
+        if owed and evaluated()[1]:
+            return state, EXIT_PREEMPTED  # what is saved says that it is owed
+        worked, owed = owed, False
         while n < steps and back() is None:
             with clock.phase("data"):
                 rows = batch(n)
-            with clock.phase("compile" if n == recorder.first else "step"):
-                state, metrics = step(state, rows)
+            try:
+                with clock.phase("compile" if n == recorder.first else "step"):
+                    state, metrics = step(state, rows)
+            except Abandoned:
+                stop, last = True, False
+                if pending is not None:
+                    recorder(*pending)
+                if n > recorder.first:
+                    with clock.phase("save"):
+                        checkpoints.save(n, state, metadata, force=True)
+                break
             n += 1
             recorder.note(n, metrics)
             if pending is not None:
@@ -184,24 +220,27 @@ def run(
                 recorder(*pending)
                 pending = None
             last = n == steps or back() is not None
-            stop = stopping(n)
+            stop = stopping()
             due = n % evaluate_every == 0 or last
             if due or stop or n % checkpoints.cfg.every == 0:
                 if pending is not None:
                     recorder(*pending)
                     pending = None
-                with clock.phase("evaluate"):
-                    metric = evaluate(n, state) if due else None
+                metric, owed = evaluated() if due else (None, False)
+                stop |= owed
                 with clock.phase("save"):
-                    checkpoints.save(n, state, metadata, metric, force=stop or last)
-            if stop and not last:
+                    about = metadata | {OWED: True} if owed else metadata
+                    checkpoints.save(n, state, about, metric, force=stop or last)
+                clock.beside(checkpoints.cost())
+            if stop and (owed or not last):
                 break
         with clock.phase("save"):
             checkpoints.wait()
-        if n > recorder.first:
+        clock.beside(checkpoints.cost())
+        if worked or n > recorder.first:
             recorder.close(n)
     if back() is not None:
         _go_back(checkpoints, n, back())
     elif ended is not None:
         checkpoints.choose(None, n)
-    return state, EXIT_PREEMPTED if stop and not last else EXIT_DONE
+    return state, EXIT_PREEMPTED if stop and (owed or not last) else EXIT_DONE

@@ -245,6 +245,11 @@ class Together:
         for r in self._all:
             r.checkpoints.wait()
 
+    def cost(self) -> dict[str, float]:
+        """Of all runs together."""
+        each = [r.checkpoints.cost() for r in self._all]
+        return {k: math.fsum(took.get(k, 0.0) for took in each) for k in {k: None for took in each for k in took}}
+
 
 def _restore(experiments, roots, checkpoints, step: int, hashes: dict, mesh) -> tuple[state.TrainState, dict]:
     """(the states saved at a step, the records that all lineages share)."""

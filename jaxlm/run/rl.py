@@ -5,12 +5,10 @@ follows from the state, the definition and the parents alone, so a run that was 
 does that rollout again and comes out the same; what tools and foreign functions said in it stands in `journal.jsonl`.
 """
 
-import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -21,20 +19,19 @@ from jaxlm.config import UserError
 from jaxlm.data import prompts
 from jaxlm.feedback import journal as journals
 from jaxlm.feedback import parts, shaping
-from jaxlm.feedback.journal import Journal
-from jaxlm.feedback.scoring import by_sample, scores
 from jaxlm.nn import heads, lora, transformer
 from jaxlm.rl import advantage, kl
-from jaxlm.rl.rewards import for_missing_stop
 from jaxlm.run import goodput, lineage, loop, objectives, reward, rl_evals, rl_metrics, rl_plots, train
 from jaxlm.run.checkpoint import Checkpoints
+from jaxlm.run.exits import EXIT_PREEMPTED, Abandoned
 from jaxlm.run.experiment import Experiment, prepared, validate
 from jaxlm.run.goodput import Clock
 from jaxlm.run.log import MetricsLog, Progress
+from jaxlm.run.rl_rewards import Scoring
 from jaxlm.run.watchdog import Watchdog
 from jaxlm.steps import learn, policy, rollout, state
 from jaxlm.steps.learn import Learner, RLState
-from jaxlm.steps.policy import Critic, Exclude, PolicyGradient
+from jaxlm.steps.policy import Critic, PolicyGradient
 from jaxlm.steps.rollout import Sample, Sampler
 from jaxlm.tools import Counters, Tool, by_name
 
@@ -124,98 +121,6 @@ def learner(e: Experiment, critic_model, mesh) -> Learner:
     return Learner(e.objective, e.model, e.lora, e.optimizer, critic_model, e.train, e.data.context + 1, e.seed, mesh)
 
 
-# -------------------------------------------------------------------------------------------------------- the rewards
-class Scoring:
-    """Rewards of a run: the task's own verdict, asked once a sample, and the sum of parts that is maximized.
-
-    Reward models are spread over the mesh: every process runs them, and however long they compile. All else process 0
-    asks alone, each part within the run's `reward_timeout`, and shares: so it alone has a journal to keep.
-    """
-
-    def __init__(self, e: Experiment, tokenizer, mesh, root, first: int):
-        p: PolicyGradient = e.objective
-        self._objective, self.step = p, first
-        self.journal = Journal(root if jax.process_index() == 0 else None, first)
-        self._known: dict[tuple, float | None] = {}
-        self._task, self.seen = prompts.reward_of(e.data), {}
-        self._ahead = [("task", self._remembered)] if by_sample(self._task) else []
-        learned = {
-            part.run: reward.reward_function(part.run, tokenizer.hash, mesh)
-            for part in p.reward
-            if isinstance(part, parts.Learned)
-        }
-
-        def journaled(name, inner):
-            kept = journals.reward(self.journal, lambda: self.step, name, inner, parts.ADDRESS)
-            # Of groups that are dropped nothing but the verdict is ever asked.
-            if by_sample(inner) and p.dynamic is None:
-                self._ahead.append((name, kept))
-            return kept
-
-        def log(values):
-            self.seen = values
-
-        def ask(inner, asked, replies, metadata, name):
-            if inner in learned.values():
-                return scores(inner, asked, replies, metadata, None, name)
-            return broadcast.from_first(lambda: scores(inner, asked, replies, metadata, p.reward_timeout, name))
-
-        self.reward = parts.reward(
-            p.reward, self._remembered, tokenizer, bool(e.data.tools), learned, journaled, e.seed, log, ask
-        )
-
-    def _remembered(self, asked, replies, metadata) -> list[float | None]:
-        keys = [(m[parts.ADDRESS], r.completion.ids) for r, m in zip(replies, metadata, strict=True)]
-        if new := [i for i, key in enumerate(keys) if key not in self._known]:
-            values = self._task(*([x[i] for i in new] for x in (asked, replies, metadata)))
-            self._known |= {keys[i]: v for i, v in zip(new, values, strict=True)}
-        return [self._known[key] for key in keys]
-
-    def begin_step(self, step: int) -> None:
-        self.step, self._known = step, {}
-        self.journal.forget(step)
-
-    @contextlib.contextmanager
-    def ahead(self, n: int) -> Iterator[Callable[[list[Sample]], object]]:
-        """Yields a function that takes samples of step n while others are decoded, for a thread that then asks the
-        rewards which look at one sample at a time and whose values are kept. At the end it is waited for.
-
-        It changes no value, only when it is asked for: who asks later finds it known. Nothing is raised here; what has
-        failed is asked once more by who needs it, who then says so, and on every process.
-        """
-        failed = []
-
-        def ask(found: list[Sample]) -> None:
-            try:
-                for name, reward in () if failed else self._ahead:
-                    rollout.score(reward, found, n, self._objective.reward_timeout, name)
-            except UserError as e:
-                self._known.clear()  # or the number of the sample at fault would be that among the unknown ones
-                failed.append(e)
-
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            try:
-                yield functools.partial(pool.submit, ask) if jax.process_index() == 0 else lambda found: None
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-
-    def verdicts(self, found: list[Sample], where) -> list[float | None]:
-        timeout = self._objective.reward_timeout
-        return broadcast.from_first(lambda: rollout.score(self._remembered, found, where, timeout, "task"))
-
-    def rewards(self, found: list[Sample], where) -> list[float | None]:
-        """After what is to happen to a response without its stop token; None is left out."""
-        p = self._objective
-        values = rollout.score(self.reward, found, where, None, "reward")
-        if p.missing_stop is None:
-            return values
-        if isinstance(p.missing_stop, Exclude):
-            return [v if s.ended else None for v, s in zip(values, found)]
-        known = np.array([0.0 if v is None else v for v in values])
-        after = np.asarray(for_missing_stop(known, np.array([s.ended for s in found]), p.missing_stop))
-        return [None if v is None else float(a) for v, a in zip(values, after)]
-
-
 # -------------------------------------------------------------------------------------------------------- the step
 @dataclasses.dataclass
 class Rolled:
@@ -236,6 +141,11 @@ class Trainer:
         )
         self.learner = learner(e, critic_model, mesh)
         self._merge = jax.jit(functools.partial(lora.merge, e.lora))
+
+    def between(self) -> None:
+        """Called where a step can be left, up to its updates: at each look of the sampler and between its parts."""
+        if self.sampler.between is not None:
+            self.sampler.between()
 
     def acting(self, s: RLState):
         """The parameters that sample: the policy's own, in place."""
@@ -265,6 +175,7 @@ class Trainer:
                         sampler, params, chosen, p.samples, p.temperature, seed, first, self.counters, done
                     )
                 verdicts = self.scoring.verdicts(found, n)
+            self.between()
             if attempt == 0:
                 all_verdicts = [v for v in verdicts if v is not None]
             asked += wanted
@@ -314,6 +225,7 @@ class Trainer:
         rolled = self.roll(s, n)
         with self.clock.phase("reward"):
             rewards = self.scoring.rewards(rolled.samples, n) if rolled.samples else []
+        self.between()
         metrics = dict(rolled.metrics)
         metrics |= self.counters.metrics("tools") if self.tools is not None else {}
         metrics |= {"kl/coefficient": float(s.kl_coefficient)} if self.p.kl is not None else {}
@@ -339,6 +251,7 @@ class Trainer:
         if self.reference is not None:
             mean = float(credited.kl_N.mean())
             metrics |= {"kl/reference": mean, "kl/sqrt": max(mean, 0.0) ** 0.5}
+        self.between()
         with self.clock.phase("update"):
             s, update_metrics = learn.learn(self.learner, s, credited.columns, n)
             metrics |= {k: float(v) for k, v in jax.device_get(update_metrics).items()}
@@ -381,67 +294,84 @@ def train_rl(e: Experiment, workdir, base: Experiment | None = None) -> int:
     lineage.check_same_experiment(workdir, e)
 
     root = train.open_workdir(e, workdir, base, tokenizer)
-    checkpoints = Checkpoints(root, e.checkpoint)
-    found = checkpoints.latest()
-    critic_model = _critic_model(e)
-    if found is None:
-        records = _records(e)
-        s = begin(e, mesh, records)
-        lineage.write_lineage(root, data.hashes, **records)
-    else:
-        target = learn.abstract(e.objective, e.optimizer, e.model, e.lora, critic_model, mesh)
-        with clock.phase("restore"):
-            s, metadata = checkpoints.restore(target, found)
-        lineage.check_same_data(metadata["hashes"], data.hashes)
-        lineage.check_same_draws(metadata)
-        records = storage.read_json(root / "lineage.json")
-        if _records(e).get("rewards") != records.get("rewards"):
-            raise UserError("a reward model has been trained on, or its scale set anew, since this run began")
-    first = int(s.step)
-    scoring = Scoring(e, tokenizer, mesh, root, first)
-    offered = _tools(e.data, root / "search")
-    trainer = Trainer(e, mesh, tokenizer, _reference(e, mesh, records), critic_model, scoring, offered)
+    # The data may take as long as it is large; from here on nothing takes long without a sign of life.
+    with Watchdog(clock, e.train.hang_seconds, root), loop.memory_advice():
+        checkpoints = Checkpoints(root, e.checkpoint)
+        found, owed = checkpoints.latest(), False
+        critic_model = _critic_model(e)
+        if found is None:
+            records = _records(e)
+            s = begin(e, mesh, records)
+            lineage.write_lineage(root, data.hashes, **records)
+        else:
+            target = learn.abstract(e.objective, e.optimizer, e.model, e.lora, critic_model, mesh)
+            with clock.phase("restore"):
+                s, metadata = checkpoints.restore(target, found)
+            owed = metadata.get(loop.OWED, False)
+            lineage.check_same_data(metadata["hashes"], data.hashes)
+            lineage.check_same_draws(metadata)
+            records = storage.read_json(root / "lineage.json")
+            if _records(e).get("rewards") != records.get("rewards"):
+                raise UserError("a reward model has been trained on, or its scale set anew, since this run began")
+        first = int(s.step)
+        scoring = Scoring(e, tokenizer, mesh, root, first)
+        offered = _tools(e.data, root / "search")
+        trainer = Trainer(e, mesh, tokenizer, _reference(e, mesh, records), critic_model, scoring, offered)
 
-    log = MetricsLog(root, e.train.tensorboard)
-    rl_metrics.write_help(root)
-    progress = Progress(e.train.steps, first, f"{e.train.batch_size} responses a step")
-    watch = rl_metrics.Watch(progress)
-    evaluation = rl_evals.Evaluation(e, trainer, log, progress, watch, root)
-    alarms = rl_metrics.Alarms(e.objective, e.train.log_every, progress, rl_metrics.records_until(root, first))
-    recorder = loop.Recorder(
-        first=first,
-        rates={},  # a step reads its own results: it knows how long it took
-        max_skipped=e.train.max_skipped,
-        sinks=[log.write, progress.update, watch, alarms],
-        clock=clock,
-        skipped=int(s.skipped),
-    )
-    try:
-        with Watchdog(clock, e.train.hang_seconds, root), loop.memory_advice():
-            if first == 0:
-                with clock.phase("evaluate"):
-                    rl_evals.preflight(e, trainer, s, progress, root)
-                    evaluation(0, s)
-            _, code = loop.run(
-                s,
-                trainer,
-                lambda n: n,
-                e.train.steps,
-                recorder=recorder,
-                log_every=e.train.log_every,
-                evaluate=evaluation,
-                evaluate_every=e.evaluation.every,
-                checkpoints=checkpoints,
-                metadata=lineage.metadata(data.hashes),
-                ended=alarms.ended,
-            )
-    finally:
-        progress.close()
-        log.close()
-        checkpoints.close()
+        log = MetricsLog(root, e.train.tensorboard)
+        rl_metrics.write_help(root)
+        progress = Progress(e.train.steps, first, f"{e.train.batch_size} responses a step")
+        watch = rl_metrics.Watch(progress)
+        evaluation = rl_evals.Evaluation(e, trainer, log, progress, watch, root)
+        alarms = rl_metrics.Alarms(e.objective, e.train.log_every, progress, rl_metrics.records_until(root, first))
+        recorder = loop.Recorder(
+            first=first,
+            rates={},  # a step reads its own results: it knows how long it took
+            max_skipped=e.train.max_skipped,
+            sinks=[log.write, progress.update, watch, alarms],
+            clock=clock,
+            skipped=int(s.skipped),
+        )
+        try:
+            with loop.stop_requests() as stopping:
+                trainer.sampler = dataclasses.replace(trainer.sampler, between=_between(clock, stopping))
+                if first == 0:
+                    with clock.phase("evaluate"):
+                        rl_evals.preflight(e, trainer, s, progress, root)
+                        evaluation(0, s)
+                _, code = loop.run(
+                    s,
+                    trainer,
+                    lambda n: n,
+                    e.train.steps,
+                    recorder=recorder,
+                    log_every=e.train.log_every,
+                    evaluate=evaluation,
+                    evaluate_every=e.evaluation.every,
+                    checkpoints=checkpoints,
+                    metadata=lineage.metadata(data.hashes),
+                    ended=alarms.ended,
+                    stopping=stopping,
+                    owed=owed,
+                )
+        except Abandoned:  # before the first step: there is nothing to save
+            return EXIT_PREEMPTED
+        finally:
+            progress.close()
+            log.close()
+            checkpoints.close()
     goodput.tell(root, progress.say)
     rl_plots.curves(root)
     return code
+
+
+def _between(clock: Clock, stopping: Callable[[], bool]) -> Callable[[], None]:
+    def between() -> None:
+        clock.alive()
+        if stopping():
+            raise Abandoned
+
+    return between
 
 
 def run(e: Experiment, workdir, base: Experiment | None = None) -> int:

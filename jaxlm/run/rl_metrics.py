@@ -109,6 +109,8 @@ HELP: dict[str, Help] = {
     "tools/": Help("calls, failures and seconds of the tools since this start", course="few failures beside the calls"),
     "seconds/": Help("of a step: rollout, reward, old_logprobs, ref_logprobs, values, update, host; and of each phase "
                      "of the run", course="steady"),
+    "checkpoint/": Help("seconds of a save behind training's back, hashing among them, and of verifying one",
+                        course="steady"),
     "seconds_to_first_step": Help("of this start, compiling and all", course="less with warm caches"),
     "steps_per_second": Help("of the last step", course="steady"),
     "responses_per_second": Help("of the last step, those that could be scored", course="steady"),

@@ -10,7 +10,17 @@ from jaxlm.config import UserError
 from jaxlm.data.conversation import END, MARKS, Conversation, Message, prompt_ids, read_call, read_completion
 from jaxlm.nn.transformer import ModelConfig
 from jaxlm.sample import speculative
-from jaxlm.sample.engine import CHUNK, Completion, OnDone, OnTokens, Respond, Sampling, generate, max_new_tokens
+from jaxlm.sample.engine import (
+    CHUNK,
+    Between,
+    Completion,
+    OnDone,
+    OnTokens,
+    Respond,
+    Sampling,
+    generate,
+    max_new_tokens,
+)
 from jaxlm.tools import Counters, Tool, call, shorten
 
 DEFAULT = Sampling()
@@ -52,6 +62,7 @@ def reply(
     max_calls: int = 4,
     on_tokens: OnTokens | None = None,
     on_done: OnDone | None = None,
+    between: Between | None = None,
     chunk: int = CHUNK,
     mesh: jax.sharding.Mesh | None = None,
     draft: speculative.Draft | None = None,
@@ -59,7 +70,7 @@ def reply(
     """The next assistant turn of each conversation, in order. The end of a turn stops it, and the model may think.
 
     Args:
-      sampling, sample_ids, slots, on_tokens, on_done, chunk, mesh: as in `generate`.
+      sampling, sample_ids, slots, on_tokens, on_done, between, chunk, mesh: as in `generate`.
       limit: most tokens of prompt and reply together, such as the trained context: older exchanges are dropped to fit,
         and tool results get the room that the prompt and max_tokens leave: a quarter of `limit`, if dropping gives it.
       tools: what the model may call, by name; without them it cannot write a call. A call is run when its closing
@@ -91,7 +102,8 @@ def reply(
         for p, s in zip(prompts, settings)
     ]
     respond = None if tools is None else _responder(tokenizer, settings, tools, counters, max_calls)
-    options = {"respond": respond, "on_tokens": on_tokens, "on_done": on_done, "chunk": chunk, "mesh": mesh}
+    told = {"on_tokens": on_tokens, "on_done": on_done, "between": between}
+    options = told | {"respond": respond, "chunk": chunk, "mesh": mesh}
     asked = cfg, params, tokenizer, prompts, settings
     if draft is None:
         completions = generate(*asked, sample_ids, slots, **options)

@@ -57,12 +57,14 @@ __all__ = [
 ]
 
 CHUNK = 8  # decode steps between two looks of the host, when there is something to look for
+LOOK = 128  # of those, when all that it looks for is whether it shall go on: some seconds at most
 MAX_SLOTS = 64
 MIN_PROMPT_BUCKET, MIN_TOKENS_BUCKET, MIN_CAPACITY, MIN_STOPS_BUCKET = 16, 32, 64, 4  # powers of two
 
 Respond = Callable[[int, list[int]], Sequence[int] | None]
 OnTokens = Callable[[int, list[int]], None]
 OnDone = Callable[[Mapping[int, Completion]], None]
+Between = Callable[[], None]
 
 
 class Decoder(NamedTuple):
@@ -218,6 +220,7 @@ def generate(
     respond: Respond | None = None,
     on_tokens: OnTokens | None = None,
     on_done: OnDone | None = None,
+    between: Between | None = None,
     chunk: int = CHUNK,
     mesh: jax.sharding.Mesh | None = None,
 ) -> list[Completion]:
@@ -236,6 +239,8 @@ def generate(
         they are the completion's.
       on_done: `on_done({index: completion})` gets those that have ended, once the others decode on; not the last ones,
         which nothing decodes beside. The sooner it returns, the sooner the host looks again.
+      between: called again and again while it is decoded, after `LOOK` steps at most; what it raises ends the decoding.
+        It changes nothing else. Of several processes all call it, at the same places.
       chunk: decode steps between two looks, where there are stop strings to find or `on_tokens` to call.
       mesh: where `params` are spread over devices and no mesh is set.
 
@@ -248,7 +253,7 @@ def generate(
         state = device.empty(cfg, **shapes_for(queue, slots, respond))
         prefill, decode = (functools.partial(f, cfg, params) for f in (device.prefill, device.decode))
         decoder = Decoder(prefill, functools.partial(device.place, cfg), decode, slots=lambda state: state)
-        return run(cfg, tokenizer, queue, decoder, state, respond, on_tokens, chunk, on_done)[0]
+        return run(cfg, tokenizer, queue, decoder, state, respond, on_tokens, chunk, on_done, between)[0]
 
 
 def shapes_for(queue: Sequence[Request], slots: int | None, respond: Respond | None) -> dict[str, int]:
@@ -258,8 +263,35 @@ def shapes_for(queue: Sequence[Request], slots: int | None, respond: Respond | N
     return {"B": slots_for(len(queue), slots)} | sizes(max(longest), max(len(r.stops) for r in queue), whole)
 
 
+def _decoded(decoder: Decoder, state, idle, steps: int, leave: int, on_way: Callable[[], None], between):
+    """The state after so many steps, or once `leave` slots have finished. on_way: called while the device is at it.
+
+    With `between` the host looks in now and then, and leaves where the device would have left.
+    """
+    while True:
+        some = steps if between is None else min(steps, LOOK)
+        state = decoder.decode(state, idle, np.int32(some), np.int32(leave))
+        on_way()
+        if between is None:
+            return state
+        finished = int(jax.device_get(decoder.slots(state).finished_B).sum())
+        between()
+        steps, on_way = steps - some, lambda: None
+        if not steps or finished >= leave:
+            return state
+
+
 def run(
-    cfg: ModelConfig, tokenizer, queue: list[Request], decoder: Decoder, state, respond, on_tokens, chunk: int, on_done
+    cfg: ModelConfig,
+    tokenizer,
+    queue: list[Request],
+    decoder: Decoder,
+    state,
+    respond,
+    on_tokens,
+    chunk: int,
+    on_done,
+    between=None,
 ):
     """(completions in order, last state) of the requests, decoded from an empty `state` on; arguments as `generate`'s.
 
@@ -293,10 +325,13 @@ def run(
         live = B - int(idle.sum())
         leave = B - live + (min(G, live) if waiting or respond is not None or on_done is not None else live)
         looks = on_tokens is not None or any(r and r.sampling.stop_strings for r in held)
-        state = decoder.decode(state, idle, np.int32(chunk if looks else N), np.int32(leave))
-        if on_done is not None and ended:
-            on_done({i: results[i] for i in ended})
-        ended = []
+        done, ended = {i: results[i] for i in ended}, []
+
+        def on_way(done=done):
+            if on_done is not None and done:
+                on_done(done)
+
+        state = _decoded(decoder, state, idle, chunk if looks else N, leave, on_way, between)
 
         said = decoder.slots(state)
         count, finished, ids, logprobs = jax.device_get((said.count_B, said.finished_B, said.ids_BN, said.logprobs_BN))

@@ -276,6 +276,7 @@ def generate(
     respond: engine.Respond | None = None,
     on_tokens: engine.OnTokens | None = None,
     on_done: engine.OnDone | None = None,
+    between: engine.Between | None = None,
     chunk: int = engine.CHUNK,
     mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[list[Completion], Acceptance]:
@@ -297,5 +298,5 @@ def generate(
             functools.partial(decode, *models, draft.tokens),
             slots=lambda state: state.slots,
         )
-        found, state = engine.run(cfg, tokenizer, queue, decoder, state, respond, on_tokens, chunk, on_done)
+        found, state = engine.run(cfg, tokenizer, queue, decoder, state, respond, on_tokens, chunk, on_done, between)
     return found, jax.tree.map(lambda x: int(np.asarray(x)), state.acceptance)

@@ -27,13 +27,14 @@ from jaxlm.feedback import parts, scoring
 from jaxlm.feedback.scoring import Reward
 from jaxlm.nn.transformer import ModelConfig
 from jaxlm.sample.chat import Reply, fitted, reply
-from jaxlm.sample.engine import Completion, Sampling, generate
+from jaxlm.sample.engine import Between, Completion, Sampling, generate
 from jaxlm.tools import Counters, Tool
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """All that decides how a policy is sampled, its parameters, the prompts and the seed aside."""
+    """All that decides how a policy is sampled, its parameters, the prompts and the seed aside. between: decides
+    nothing; called on the way, as in `generate`."""
 
     model: ModelConfig
     tokenizer: Tokenizer
@@ -43,6 +44,7 @@ class Sampler:
     max_calls: int = 4
     slots: int | None = None
     mesh: jax.sharding.Mesh | None = None
+    between: Between | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,14 +127,15 @@ def sample(
     repeated = [ids for ids in each for _ in range(samples)]
     if as_text:
         completions = generate(
-            s.model, params, s.tokenizer, repeated, sampling, sample_ids, s.slots, on_done=told, mesh=s.mesh
+            *(s.model, params, s.tokenizer, repeated, sampling, sample_ids, s.slots),
+            on_done=told, between=s.between, mesh=s.mesh,
         )  # fmt: skip
         replies = [read(c) for c in completions]
     else:
         replies = reply(
             *(s.model, params, s.tokenizer, [p.asked for p, _, _ in where], sampling),
             limit=s.context, sample_ids=sample_ids, slots=s.slots, tools=s.tools, counters=counters,
-            max_calls=s.max_calls, on_done=told, mesh=s.mesh,
+            max_calls=s.max_calls, on_done=told, between=s.between, mesh=s.mesh,
         )  # fmt: skip
     return [made(i, r) for i, r in enumerate(replies)]
 

@@ -9,6 +9,7 @@ import pytest
 
 from jaxlm.config import UserError
 from jaxlm.run import goodput, loop
+from jaxlm.run.exits import Abandoned
 from jaxlm.run.goodput import Clock
 from jaxlm.run.watchdog import EXIT_HUNG, Watchdog
 
@@ -25,6 +26,20 @@ def test_every_second_belongs_to_one_phase():
             "seconds/initialise": 2.0, "seconds/step": 1.0 + 1.0 + 1.5, "seconds/data": 4.0, "seconds/save": 0.5,
         }  # fmt: skip
         assert clock.take() == {}
+
+
+def test_what_is_abandoned_was_lost():
+    now = iter([0.0, 2.0, 3.0, 7.0, 8.0, 8.0, 10.0, 10.0]).__next__
+    clock = Clock(now)
+    with clock.phase("step"):  # 2
+        with pytest.raises(Abandoned), clock.phase("step"):  # 3
+            clock.alive()  # 7
+            raise Abandoned  # 8
+        clock.beside({"checkpoint/hash_seconds": 0.5})
+        found = clock.take()  # 10
+    assert found == {
+        "seconds/initialise": 2.0, "seconds/step": 1.0 + 2.0, "seconds/lost": 5.0, "checkpoint/hash_seconds": 0.5,
+    }  # fmt: skip
 
 
 def write(folder, *records):
@@ -45,15 +60,15 @@ def test_steps_taken_again_are_lost_and_everything_adds_up(tmp_path):
         times(30, step=10.0, data=0.5, evaluate=2.0),
         times(21, initialise=3.0, restore=1.0, compile=0.5),  # killed after 30 and gone on with from 20
         times(30, step=9.0),
-        times(30, save=0.5),
+        times(30, save=0.5, lost=2.0),
     )
     found = goodput.account(tmp_path)
     assert found == {
         "initialise": 6.0, "restore": 1.0, "compile": 5.5, "data": 1.0, "step": 28.0, "evaluate": 4.0, "save": 1.5,
-        "lost": 10.5,
+        "lost": 12.5,
     }  # fmt: skip
-    assert sum(found.values()) == 57.5
-    assert goodput.text(found).startswith("58 s: step 48.7%, lost 18.3%, initialise 10.4%")
+    assert sum(found.values()) == 59.5
+    assert goodput.text(found).startswith("60 s: step 47.1%, lost 21.0%, initialise 10.1%")
 
 
 def test_a_restart_from_the_very_step_that_was_logged_last_loses_nothing(tmp_path):

@@ -32,7 +32,8 @@ def step(rewards, process=None):
     s = gone_on()
     s.step, s.kl_coefficient = 0, 0.0
     trainer = types.SimpleNamespace(
-        p=OBJECTIVE, tools=None, clock=Clock(phase="host"), reference=PARAMS, process=lambda samples: process,
+        p=OBJECTIVE, tools=None, clock=Clock(phase="host"), between=lambda: None,
+        reference=PARAMS, process=lambda samples: process,
         roll=lambda s, n: rl.Rolled(found, [None] * len(found), {}),
         scoring=types.SimpleNamespace(begin_step=lambda n: None, rewards=lambda found, n: rewards, seen={}),
         learner=learn.Learner(OBJECTIVE, MODEL, None, AdamW(), None, Train(batch_size=len(found)), 12, 0, ONE),

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import signal
+import threading
 import types
 
 import jax
@@ -24,7 +25,7 @@ from jaxlm.optim.optimizers import AdamW
 from jaxlm.optim.schedules import Linear
 from jaxlm.rl.kl import Adaptive
 from jaxlm.rl.rewards import Replace
-from jaxlm.run import checkpoint, exits, load, rl, train
+from jaxlm.run import checkpoint, exits, goodput, load, loop, rl, rl_evals, train
 from jaxlm.run.checkpoint import Checkpointing
 from jaxlm.run.experiment import Evaluation, Experiment
 from jaxlm.run.log import read_metrics
@@ -118,14 +119,70 @@ def test_what_others_read_of_the_workdir_is_the_policy(experiment, whole):
     assert not np.any(begun.critic.params["heads"]["value"]["kernel"])
 
 
-def test_sigterm_saves_and_the_resumed_run_ends_bit_equal(experiment, whole, tmp_path, monkeypatch):
-    with monkeypatch.context() as m:
-        stop(m, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
-        assert rl.run(experiment, tmp_path / "run", experiment) == exits.EXIT_PREEMPTED
-    assert checkpoint.newest(tmp_path / "run") == 3
-    assert rl.run(experiment, tmp_path / "run", experiment) == exits.EXIT_DONE
-    assert_same(saved(tmp_path / "run"), saved(whole))
-    assert said(tmp_path / "run") == said(whole)
+def test_sigterm_stops_at_once_wherever_it_comes_and_the_run_ends_bit_equal(experiment, whole, tmp_path, monkeypatch):
+    """In the evaluation before the first step, in a rollout, in an evaluation, in the updates."""
+    run, scored = tmp_path / "run", []
+
+    def start(owner, name, at) -> int:
+        """With SIGTERM when a function that takes the step as its last argument is called at this one."""
+        original, verdicts = getattr(owner, name), rl.Scoring.verdicts
+
+        def struck(*arguments):
+            if at in (arguments[1], arguments[-1]):
+                os.kill(os.getpid(), signal.SIGTERM)
+                scored.clear()
+            return original(*arguments)
+
+        def asked(scoring, found, where):
+            scored.append(where)
+            return verdicts(scoring, found, where)
+
+        with monkeypatch.context() as m:
+            m.setattr(owner, name, struck)
+            m.setattr(rl.Scoring, "verdicts", asked)
+            return rl.run(experiment, run, experiment)
+
+    assert start(rl_evals.Evaluation, "__call__", 0) == exits.EXIT_PREEMPTED
+    assert checkpoint.newest(run) is None and not scored
+    assert start(rl.Trainer, "roll", 1) == exits.EXIT_PREEMPTED
+    assert checkpoint.newest(run) == 1 and not scored  # the rollout was not waited for
+    assert start(rl_evals.Evaluation, "__call__", 2) == exits.EXIT_PREEMPTED
+    assert checkpoint.newest(run) == 2 and not scored and checkpoint.read_metadata(run)[loop.OWED]
+    assert "eval/score" not in read_metrics(run)[-1]
+    assert start(learn, "learn", 2) == exits.EXIT_PREEMPTED  # what has begun to change the state is finished
+    assert checkpoint.newest(run) == 3 and loop.OWED not in checkpoint.read_metadata(run)
+    assert rl.run(experiment, run, experiment) == exits.EXIT_DONE
+    assert_same(saved(run), saved(whole))
+    assert said(run) == said(whole)
+    assert goodput.account(run)["lost"] > 0
+
+
+def test_a_last_evaluation_that_is_abandoned_is_done_when_the_run_goes_on(experiment, tmp_path, monkeypatch):
+    e = config.override(experiment, {"train.steps": 1, "objective.preflight": "off"})
+    evaluate = rl_evals.Evaluation.__call__
+
+    def struck(self, n, s):
+        if n == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, n, s)
+
+    monkeypatch.setattr(rl_evals.Evaluation, "__call__", struck)
+    for _ in range(2):
+        assert rl.run(e, tmp_path / "run", e) == exits.EXIT_PREEMPTED
+        assert checkpoint.newest(tmp_path / "run") == 1 and "eval/score" not in read_metrics(tmp_path / "run")[-1]
+    monkeypatch.undo()
+    assert rl.run(e, tmp_path / "run", e) == exits.EXIT_DONE
+    assert "eval/score" in read_metrics(tmp_path / "run")[-1]
+
+
+def test_a_beginning_is_watched_and_runs_out_of_memory_like_a_step(experiment, tmp_path, monkeypatch):
+    def too_large(*_):
+        assert "watchdog" in [t.name for t in threading.enumerate()]
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 3000000 bytes.")
+
+    monkeypatch.setattr(rl, "begin", too_large)
+    with pytest.raises(UserError, match=r"out of memory on cpu \(asked for 3000000 bytes\): set"):
+        rl.run(experiment, tmp_path / "run", experiment)
 
 
 def test_an_interrupted_rollout_comes_out_the_same_with_what_was_answered(experiment, tmp_path, monkeypatch):

@@ -92,6 +92,7 @@ def test_a_run_leaves_what_a_reader_needs(experiment, whole):
     spent = goodput.account(whole)
     assert list(spent) == ["initialise", "compile", "data", "step", "evaluate", "save"]
     assert sum(spent.values()) <= records[-1]["seconds"] + spent["initialise"]
+    assert 0 < records[-1]["checkpoint/hash_seconds"] < records[-1]["checkpoint/write_seconds"]
 
 
 def test_a_checkpoint_holds_what_says_what_it_is(whole):

@@ -92,6 +92,31 @@ def test_what_has_ended_is_told_while_others_decode_on_and_changes_nothing(slots
     assert all(want[i] == completion for i, completion in found)
 
 
+def test_a_host_that_looks_in_between_changes_nothing_and_may_leave(monkeypatch):
+    requests, told, looks = mixed_requests(30, seed=0), [], []
+    asked, options = (WINDOWED, params_of(WINDOWED), TOKENIZER, *requests, 8), {"respond": responder()}
+    want = generate(*asked, **options)
+    generate(*asked, **options, between=lambda: looks.append("long"))
+    monkeypatch.setattr(engine, "LOOK", 2)
+    prefills, prefill = [], device.prefill
+    monkeypatch.setattr(device, "prefill", lambda *a: prefills.append(None) or prefill(*a))
+    generate(*asked, **options)
+    alone = len(prefills)
+    assert generate(*asked, **options, on_done=told.append, between=lambda: looks.append("short")) == want
+    assert len(prefills) == 2 * alone  # it visits as often, with as many rows to fill
+    assert looks.count("short") > looks.count("long") > 3 and len(told) > 1
+
+    def leave():
+        left.append(None)
+        if len(left) == 3:
+            raise InterruptedError
+
+    left = []
+    with pytest.raises(InterruptedError):
+        generate(*asked, **options, between=leave)
+    assert len(left) == 3
+
+
 def test_refills_and_forced_tokens_say_what_full_passes_say(cfg):
     """The logits after a forced token are those of a prompt that holds it from the start."""
     prompts, settings, ids = mixed_requests(24, seed=5)
