@@ -1,7 +1,8 @@
 """The ladder of model sizes, from a laptop to a pod, all of one family: RMSNorm, rotary positions, gated SiLU.
 
 The names count parameters at the vocabulary that the rung is meant for; up to 1.3 B the shapes are GPT-2's and GPT-3's
-(arXiv:2005.14165, table 2.1), the largest three are Llama's (arXiv:2302.13971, arXiv:2407.21783).
+(arXiv:2005.14165, table 2.1), 0.6 B is Qwen3's (arXiv:2505.09388), the largest three are Llama's (arXiv:2302.13971,
+arXiv:2407.21783).
 """
 
 from dataclasses import replace
@@ -17,6 +18,19 @@ SIZES = {
     "30m": ModelConfig(layers=8, width=512, heads=8, tied=True, scan=False),
     "124m": ModelConfig(layers=12, width=768, heads=12, tied=True, precision=BF16),
     "350m": ModelConfig(layers=24, width=1024, heads=16, tied=True, precision=BF16),
+    "0.6b": ModelConfig(
+        layers=28,
+        width=1024,
+        heads=16,
+        kv_heads=8,
+        head_width=128,
+        hidden=3072,
+        positions=Rope(theta=1e6),
+        qk_norm=True,
+        tied=True,
+        precision=BF16,
+        remat="dots",
+    ),
     "1.3b": ModelConfig(layers=24, width=2048, heads=16, tied=True, precision=BF16, remat="dots"),
     "7b": ModelConfig(layers=32, width=4096, heads=32, hidden=11008, precision=BF16, remat="full"),
     "8b": ModelConfig(

@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jaxlm.config import UserError, nearest
 
 AXES = ("replica", "fsdp", "tensor", "context")
+RUN = "run"  # no axis of a mesh: the name of the mapped axis where one program trains several runs
 
 # Parameters spread `embed` over fsdp and their other dim over tensor; activations spread batch and length.
 RULES: dict[str, tuple[str, ...]] = {
@@ -131,6 +132,14 @@ def constrain(x, axes: tuple[str | None, ...]):
     return jax.lax.with_sharding_constraint(x, partition_spec(axes, mesh, x.shape))
 
 
+def of_several_runs() -> bool:
+    """Whether what is traced here is that of one run of several, which `run/replicas.py` maps over (axis `RUN`)."""
+    try:
+        return jax.lax.axis_size(RUN) > 0
+    except NameError:
+        return False
+
+
 def cuts(axes: tuple[str | None, ...], shape: tuple[int, ...] | None = None) -> int:
     """Into how many parts the table cuts an array of these logical axes, where this is traced: 1 without a mesh
     (`mesh_here`). `shape` as in `partition_spec`."""
@@ -145,14 +154,19 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def compiler_options(mesh: Mesh) -> dict[str, str]:
-    """Of a training step on a CPU: XLA's own order saves memory and leaves few operations to run side by side.
+def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
+    """Of a training step, by the devices that it is compiled for, so that no others meet them.
 
-    Each of a small model's is too small for two cores. Several devices of one CPU are left alone: they wait for each
-    other in collectives.
+    One CPU: XLA's own order saves memory and leaves few operations to run side by side. Each of a small model's is too
+    small for two cores. Several devices of one CPU are left alone: they wait for each other in collectives.
+    Several GPUs: what is sent between them is put beside what is computed, which XLA leaves off there unless asked.
     """
-    one_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
-    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_CONCURRENCY_OPTIMIZED"} if one_cpu else {}
+    platform, several = mesh.devices.flat[0].platform, mesh.size > 1
+    if platform == "cpu" and not several:
+        return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_CONCURRENCY_OPTIMIZED"}
+    if platform == "gpu" and several:
+        return {"xla_gpu_enable_latency_hiding_scheduler": True}
+    return {}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -14,9 +14,10 @@ from jaxlm.config import UserError
 from jaxlm.nn.blockwise import MASKED
 from jaxlm.nn.blockwise import blockwise as in_blocks
 from jaxlm.nn.quantized import mixed_BHTC, parts, scores_BHTS
-from jaxlm.sharding import cuts, platform
+from jaxlm.sharding import cuts, of_several_runs, platform
 
 CPU_BLOCKWISE_FROM = 256  # queries from which making scores block by block is faster on CPU
+CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"  # JAX's name for the primitive that the fused kernel is
 MOST_SCORES = 2**31  # bytes of scores per device above which other devices make them block by block
 
 
@@ -125,8 +126,15 @@ def cudnn_refuses(q_BTHC, k_BSKC, rule: Rule) -> str | None:
 
 
 def cudnn(q_BTHC, k_BSKC, v_BSKC, queries, keys, rule: Rule):
-    """NVIDIA's fused kernel. Segments and window go in as a mask: its own window is trusted with neither."""
+    """NVIDIA's fused kernel. Segments and window go in as a mask: its own window is trusted with neither.
+
+    (Before JAX's pull request 39512 its backward pass also makes a gradient of the mask, which nothing reads.)
+    """
     mask = mask_BTS(queries, keys, rule)[:, None]
+    if of_several_runs():
+        # JAX's rule for a mapped axis takes a mask of each head, and a mapped one, which that of shared rows is not.
+        mapped = (q_BTHC[:, :1, :1, :1] > 0) & False
+        mask = jnp.broadcast_to(mask | mapped, (*mask.shape[:1], q_BTHC.shape[2], *mask.shape[2:]))
     return jax.nn.dot_product_attention(
         q_BTHC, k_BSKC, v_BSKC, mask=mask, scale=rule.scale, is_causal=True, implementation="cudnn"
     )

@@ -5,6 +5,7 @@ initializer together, and come out of `init` boxed with their axes (see transfor
 """
 
 import dataclasses
+import functools
 import math
 from typing import Literal
 
@@ -127,21 +128,44 @@ class Norm(nn.Module):
 def linear(x, kernel, bias=None, inputs: int = 1, dtype=None):
     """Contracts the last `inputs` dims of `x` with the first of `kernel`, in `x`'s dtype; adds `bias` if given.
 
-    `dtype` is the result's, if it is to be wider.
+    `dtype` is the result's, if it is to be wider. The gradient's products are in `x`'s dtype all the same.
     """
     dtype, kernel = dtype or x.dtype, kernel.astype(x.dtype)
+    rows, out = x.shape[: x.ndim - inputs], kernel.shape[inputs:]
+    y = _contracted(inputs, x.dtype, x, kernel) if dtype == x.dtype else _widened(inputs, dtype, x, kernel)
+    if bias is not None:
+        y = y + bias.astype(dtype).reshape((1,) * len(rows) + out)
+    return y
+
+
+def _contracted(inputs: int, dtype, x, kernel):
     rows, shared, out = x.shape[: x.ndim - inputs], kernel.shape[:inputs], kernel.shape[inputs:]
     if cuts(("length",)) == 1:
         # One plain matmul: XLA on CPU takes twice as long for a step whose weight gradients contract two dims. Where
         # length is spread, merging it with the batch would gather the activations.
         x, kernel = x.reshape(-1, math.prod(shared)), kernel.reshape(-1, math.prod(out))
-        y = jnp.matmul(x, kernel, preferred_element_type=dtype).reshape(*rows, *out)
-    else:
-        contract = tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs))
-        y = jax.lax.dot_general(x, kernel, (contract, ((), ())), preferred_element_type=dtype)
-    if bias is not None:
-        y = y + bias.astype(dtype).reshape((1,) * len(rows) + out)
-    return y
+        return jnp.matmul(x, kernel, preferred_element_type=dtype).reshape(*rows, *out)
+    contract = tuple(range(x.ndim - inputs, x.ndim)), tuple(range(inputs))
+    return jax.lax.dot_general(x, kernel, (contract, ((), ())), preferred_element_type=dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _widened(inputs: int, dtype, x, kernel):
+    return _contracted(inputs, dtype, x, kernel)
+
+
+def _widened_forward(inputs, dtype, x, kernel):
+    return _contracted(inputs, dtype, x, kernel), (x, kernel)
+
+
+def _widened_backward(inputs, dtype, saved, dy):
+    """JAX would widen the other factor of both products to `dy`'s dtype: those of the logits, a small model's largest,
+    then ran in float32, on a GPU at half of bfloat16's rate."""
+    x, kernel = saved
+    return jax.vjp(functools.partial(_contracted, inputs, x.dtype), x, kernel)[1](dy.astype(x.dtype))
+
+
+_widened.defvjp(_widened_forward, _widened_backward)
 
 
 def dropout(x, rate: float, key):

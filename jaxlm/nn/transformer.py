@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import meta
 
-from jaxlm.nn.attention import MASKED
+from jaxlm.nn.attention import CUDNN_FORWARD, MASKED
 from jaxlm.nn.block import Block
 from jaxlm.nn.cache import cache_dtype, cache_specs, clear, init_cache, rewind, slot_bytes, with_cache_dtype
 from jaxlm.nn.definition import ModelConfig, MoE, Precision, padded_vocab, validate
@@ -39,13 +39,18 @@ from jaxlm.sharding import constrain
 __all__ = [
     "FanInInit", "GPT2Init", "LayerNorm", "LearnedPositions", "MoE", "ModelConfig", "Precision", "RMSNorm", "Rope",
     "abstract", "apply", "attention_weights", "cache_dtype", "cache_specs", "clear", "flops_per_token", "init",
-    "init_cache", "padded_vocab", "parameter_count", "rewind", "slot_bytes", "specs", "unembed", "with_cache_dtype",
+    "init_cache", "padded_vocab", "parameter_count", "rewind", "slot_bytes", "specs", "unembed", "unstack",
+    "with_cache_dtype",
 ]  # fmt: skip
 
-REMAT = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
+
+def _products(primitive, *args, **params) -> bool:
+    """Outputs of matmuls, and of cuDNN's attention: it holds no scores, and to JAX it is no product."""
+    keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return primitive.name == CUDNN_FORWARD or keep(primitive, *args, **params)
+
+
+REMAT = {"full": jax.checkpoint_policies.nothing_saveable, "dots": _products}
 
 
 class Embed(nn.Module):
@@ -135,6 +140,17 @@ def specs(cfg: ModelConfig):
     return jax.tree_util.tree_map_with_path(names, boxed, is_leaf=lambda x: isinstance(x, meta.AxisMetadata))
 
 
+def unstack(params):
+    """The same parameters with the layers of each stack apart, as a tuple: for `apply` with a cache alone."""
+
+    def apart(stack):
+        layers = [list(w) for w in jax.tree.leaves(stack)]
+        return tuple(jax.tree.unflatten(jax.tree.structure(stack), one) for one in zip(*layers, strict=True))
+
+    blocks = {slot: apart(stack) for slot, stack in params["backbone"]["blocks"].items()}
+    return params | {"backbone": params["backbone"] | {"blocks": blocks}}
+
+
 # --------------------------------------------------------------------------------------------------------- forward
 def _angles(cfg: ModelConfig, positions_BT):
     """Kind of layer -> (cosine, sine) of its rotary positions, or None."""
@@ -176,7 +192,8 @@ def apply(cfg: ModelConfig, params, tokens_BT, positions_BT, segments_BT, cache=
 
 def _run_layers(cfg: ModelConfig, blocks, block, x, cache):
     def at(slot, i):
-        return jax.tree.map(lambda w: w[i], blocks[str(slot)])
+        stack = blocks[str(slot)]
+        return stack[i] if isinstance(stack, tuple) else jax.tree.map(lambda w: w[i], stack)
 
     period = len(cfg.slots)
     if cache is not None:

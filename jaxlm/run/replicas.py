@@ -89,7 +89,8 @@ def _on_each_device(fn, mesh, axes: Sequence[int | None]):
     that each run has, None for those that all share."""
     specs = tuple(ALL if axis is None else RUNS for axis in axes)
     # Nothing is sent between devices, so there is nothing to check of what is the same on all.
-    return jax.shard_map(jax.vmap(fn, axes), mesh=mesh, in_specs=specs, out_specs=RUNS, check_vma=False)
+    each = jax.vmap(fn, axes, axis_name=sharding.RUN)
+    return jax.shard_map(each, mesh=mesh, in_specs=specs, out_specs=RUNS, check_vma=False)
 
 
 def step_function(experiments: Sequence[Experiment], mesh, reference=None) -> sharding.Program:

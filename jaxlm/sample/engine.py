@@ -41,7 +41,7 @@ import numpy as np
 
 from jaxlm import broadcast, sharding
 from jaxlm.config import UserError
-from jaxlm.nn.transformer import ModelConfig, apply, padded_vocab, unembed
+from jaxlm.nn.transformer import ModelConfig, apply, padded_vocab, unembed, unstack
 from jaxlm.sample import requests
 from jaxlm.sample import slots as device
 from jaxlm.sample.requests import Completion, Request, Sampling, allowed_tokens, max_new_tokens
@@ -90,8 +90,13 @@ def bucket(n: int, smallest: int = 1) -> int:
 
 
 def slots_for(prompts: int, slots: int | None) -> int:
-    """How many slots decode so many prompts, where so many are asked for."""
-    return bucket(min(prompts, MAX_SLOTS)) if slots is None else bucket(slots)
+    """How many slots decode so many prompts, where so many are asked for; on a GPU two at least.
+
+    There XLA makes no product of one row and a kernel: it multiplies them, writes as many numbers out and sums them,
+    three times the bytes. A second row, though nothing is in it, is a product.
+    """
+    smallest = 2 if sharding.platform() == "gpu" else 1
+    return bucket(min(prompts, MAX_SLOTS) if slots is None else slots, smallest)
 
 
 def group_rows(B: int) -> int:
@@ -250,10 +255,25 @@ def generate(
     if not queue:
         return []
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        params = laid_out(params)
         state = device.empty(cfg, **shapes_for(queue, slots, respond))
         prefill, decode = (functools.partial(f, cfg, params) for f in (device.prefill, device.decode))
         decoder = Decoder(prefill, functools.partial(device.place, cfg), decode, slots=lambda state: state)
         return run(cfg, tokenizer, queue, decoder, state, respond, on_tokens, chunk, on_done, between)[0]
+
+
+_unstack = jax.jit(unstack)
+
+
+def laid_out(params):
+    """The parameters as decoding reads them: each layer an array of its own.
+
+    XLA, on a CPU and on a GPU, copies a layer out of its stack before a product reads it, at every step: three times
+    the bytes. On a TPU, where memory is what `launch.compile` has promised, they stay as they are. `generate` does this
+    itself; who calls it often with the same parameters may keep the result, which is passed on as it is.
+    """
+    done = any(isinstance(stack, tuple) for stack in params["backbone"]["blocks"].values())
+    return params if done or sharding.platform() == "tpu" else _unstack(params)
 
 
 def shapes_for(queue: Sequence[Request], slots: int | None, respond: Respond | None) -> dict[str, int]:

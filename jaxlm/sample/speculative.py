@@ -289,8 +289,8 @@ def generate(
     check(cfg, draft, queue, [0 if respond is None else r.sampling.max_forced for r in queue])
     if not queue:
         return [], Acceptance()
-    models = cfg, params, draft.cfg, draft.params
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        models = cfg, engine.laid_out(params), draft.cfg, engine.laid_out(draft.params)
         state = empty(cfg, draft.cfg, K=draft.tokens, **engine.shapes_for(queue, slots, respond))
         decoder = engine.Decoder(
             functools.partial(prefill, *models),

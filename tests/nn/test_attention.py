@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm import sharding
 from jaxlm.config import UserError
 from jaxlm.nn import attention
 from jaxlm.nn.attention import Rule
-from tests.nn.tiny import doubled, rows
+from jaxlm.nn.transformer import Precision, abstract, apply
+from tests.nn.tiny import FAMILIES, doubled, rows
 
 T, H, C = 10, 4, 4
 RULES = {
@@ -191,6 +193,46 @@ def test_cudnn_is_chosen_only_for_what_it_can_do(monkeypatch):
     assert "head width" in refusal(head_width=256)
     Device.compute_capability = "7.5"
     assert "capability" in refusal()
+
+
+@pytest.fixture
+def as_on_hopper(monkeypatch):
+    """JAX believes that it has such a GPU and cuDNN: enough to trace a program, not to run it."""
+    fused = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+
+    class Device:
+        platform, compute_capability, client = "gpu", "9.0", type("Client", (), {"platform_version": "PJRT cuda 13"})()
+
+    monkeypatch.setattr(jax, "devices", lambda *a: [Device()])
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91200)
+    monkeypatch.setattr(fused, "check_compute_capability", lambda capability: True)
+
+
+def test_cudnn_takes_the_rows_of_several_runs_at_once(as_on_hopper):
+    """JAX's own rule for a mapped axis refuses a mask that all heads share, or, as in an evaluation, all runs."""
+    _, *tokens = rows([[10, 6], [16]], 16)
+
+    def scored(q, k):
+        return jnp.sum(jnp.sin(attention.attend(q, k, k, tokens, tokens, Rule(0.1), "cudnn").astype(jnp.float32)))
+
+    q, k = (jax.ShapeDtypeStruct((3, 2, 16, h, 8), jnp.bfloat16) for h in (4, 2))
+    each = jax.vmap(jax.value_and_grad(scored, argnums=(0, 1)), axis_name=sharding.RUN)
+    loss, (dq, dk) = jax.eval_shape(each, q, k)
+    assert (loss.shape, dq.shape, dk.shape) == ((3,), q.shape, k.shape)
+
+
+@pytest.mark.parametrize(("remat", "times"), [("none", 1), ("dots", 1), ("full", 2)])
+def test_what_cudnn_has_attended_is_kept_like_a_product(as_on_hopper, remat, times):
+    precision = Precision(compute="bfloat16")
+    cfg = dataclasses.replace(
+        FAMILIES["llama3"], layers=1, width=32, precision=precision, attention="cudnn", scan=False, remat=remat
+    )
+
+    def loss(params):
+        return jnp.sum(apply(cfg, params, *rows([[8]], 8))[0].astype(jnp.float32))
+
+    text = str(jax.make_jaxpr(jax.grad(loss))(abstract(cfg)))
+    assert text.count(f"= {attention.CUDNN_FORWARD}[") == times
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs an NVIDIA GPU (run with JAX_PLATFORMS=cuda)")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import pytest
 from jaxlm import config, tree
 from jaxlm.config import UserError
 from jaxlm.nn.cache import entries, write
+from jaxlm.nn.layers import linear
 from jaxlm.nn.rope import LinearScaling
 from jaxlm.nn.transformer import (
     ModelConfig,
@@ -28,6 +30,7 @@ from jaxlm.nn.transformer import (
     rewind,
     specs,
     unembed,
+    unstack,
 )
 from jaxlm.sharding import MeshConfig, make_mesh, sharding_for, tree_shardings
 from tests.nn.tiny import FAMILIES, SMALL, assert_trees_close, doubled, lively, rows
@@ -250,6 +253,34 @@ def test_dtypes_by_role():
     h, _, _ = jax.eval_shape(functools.partial(apply, cfg), params, *rows([[4]], 4))
     assert h.dtype == jnp.bfloat16
     assert jax.eval_shape(functools.partial(unembed, cfg), params, h).dtype == jnp.float32
+
+
+def test_products_of_a_wide_result_and_of_its_gradient_are_in_the_narrow_dtype():
+    """Logits are float32, what they are products of is not: nor may their gradient's factors be."""
+    x, kernel = (
+        jax.random.normal(jax.random.key(i), shape, jnp.float32) for i, shape in enumerate(((2, 5, 8), (8, 6)))
+    )
+    narrow = x.astype(jnp.bfloat16)
+
+    def loss(x, kernel):
+        return jnp.sum(jnp.sin(linear(x, kernel, dtype=jnp.float32)))
+
+    grad = jax.grad(loss, argnums=(0, 1))
+    factors = re.findall(r"stablehlo.dot_general.*: \((.*)\) ->", jax.jit(grad).lower(narrow, kernel).as_text())
+    assert len(factors) == 3 and all(f.count("bf16") == 2 for f in factors)
+    got = grad(narrow, kernel)
+    assert [g.dtype for g in got] == [jnp.bfloat16, jnp.float32]
+    for a, b in zip(got, grad(x, kernel)):
+        assert float(jnp.linalg.norm(a - b)) < 1e-2 * float(jnp.linalg.norm(b))
+
+
+def test_layers_that_stand_apart_are_the_same_layers():
+    cfg = replace(FAMILIES["gemma3"], layers=5)  # of a pattern of three
+    params, row = lively(cfg), rows([[11]] * 3, 11)
+    apart = jax.jit(unstack)(params)
+    assert [len(stack) for stack in apart["backbone"]["blocks"].values()] == [2, 2, 1]
+    want, _ = decode(cfg, params, *row, pieces=(9, 1, 1))
+    np.testing.assert_allclose(decode(cfg, apart, *row, pieces=(9, 1, 1))[0], want, rtol=1e-12)
 
 
 def test_heads_and_length_spread_over_devices_give_the_same():

@@ -135,6 +135,21 @@ def test_datasheet():
     assert log.datasheet_peak("NVIDIA H100", "float16") is None
 
 
+def test_what_compiling_takes_is_not_counted_to_the_peak(monkeypatch):
+    now, called = [0.0], []
+    monkeypatch.setattr(log.time, "perf_counter", lambda: now[0])
+
+    def product(n):
+        def multiply():
+            now[0] += 60.0 if n not in called else 1e-5 + 2 * n**3 / 5e14  # a call takes 10 microseconds besides
+            called.append(n)
+
+        return multiply
+
+    assert log.best_rate(product) == pytest.approx(5e14, rel=0.01)
+    assert called[-1] == max(called) == 16384
+
+
 def test_measured_peak_is_quick_and_plausible():
     began = time.perf_counter()
     value, how = log.peak_flops("float32")

@@ -137,6 +137,21 @@ def test_settings_do_not_recompile(params):
     assert (slots.decode._cache_size(), slots.prefill._cache_size()) == before
 
 
+def test_a_step_reads_each_layer_where_it_lies():
+    """Out of a stack, XLA copies it first: read, written and read again. Counted by the compiler, not timed."""
+    cfg = dataclasses.replace(MODEL, layers=4, width=64, heads=2, kv_heads=None, head_width=None, hidden=256)
+    params = random_params(cfg)
+    scalar, idle = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((1,), bool)
+    state = jax.eval_shape(lambda: slots.empty(cfg, B=1, N=32, S=4, capacity=64))
+
+    def moved(params):
+        return slots.decode.lower(cfg, params, state, idle, scalar, scalar).compile().cost_analysis()["bytes accessed"]
+
+    blocks = params["backbone"]["blocks"]
+    size = sum(x.nbytes for x in jax.tree.leaves(blocks))
+    assert moved(params) - moved(engine.laid_out(params)) > size
+
+
 def test_stops(params):
     free = run(params, prompts=[PROMPTS[1]], max_tokens=24, temperature=1.0, seed=1)[0]
     assert free.finish_reason == "length" and len(free.ids) == 24
