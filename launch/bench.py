@@ -1,7 +1,7 @@
 """Measures this machine: the data pipeline, the time to a first step, training, decoding, learning from rewards.
 
   python -m launch.bench --suite=data [--megabytes=1000]     curation, then tokenizing and packing
-  python -m launch.bench --suite=startup                     launch.train to its first step, with empty and full caches
+  python -m launch.bench --suite=startup                     launch.train to its first step; compile time against depth
   python -m launch.bench --suite=train [--size=10m]... [--batch=16] [--context=256] [--against=torch] [--at_once=8]
   python -m launch.bench --suite=decode [--size=10m]... [--workdir=RUN] [--batch=1,32] [--against=torch]
   python -m launch.bench --suite=rl [--parent=RUN] [--seeds=0,1,2] [--updates=100] [--against=trl]
@@ -20,31 +20,32 @@ with its growing cache, a static one, and a static one under torch.compile. --ca
 so; how many bytes they then take, and how far sampled log-probabilities are from those of a pass without a cache, is
 told too. Fewer cores: taskset -c 0,1 python -m launch.bench ...
 
+data: what each step of the curation and of the packing does in a second, how much memory it takes, and whether planted
+copies are found. startup: seconds from the command to the first step, with empty and with full caches in turn; then
+those that an update takes to compile, by the number of layers, scanned and unrolled.
+
 rl: GRPO and DPO on random walks from one parent, a run of walks_sft (made when --parent is not given): the quality that
 is reached, beside controls, and the time it takes. --against=trl does the same in TRL (pip install 'jaxlm[trl]').
 
-Prints a table; --output=FILE also writes the figures as JSON, with the machine and the versions they belong to, and of
-train and decode a plot beside it (FILE.png). Nothing else should run meanwhile: the suites take all cores.
+Prints a table; --output=FILE also writes the figures as JSON, with the machine and the versions they belong to, and a
+plot beside it (FILE.png). Nothing else should run meanwhile: the suites take all cores. On an NVIDIA GPU:
+bash launch/bench_gpu.sh measures all that docs/results/speed.md aims at there.
 """
 
 import dataclasses
 import datetime
 import functools
 import importlib.metadata
-import json
 import os
 import platform
-import subprocess
 import sys
-import tempfile
-import time
 
 from absl import flags
 
 from jaxlm import storage
 from jaxlm.config import UserError, nearest
 from jaxlm.data.parallel import cores
-from launch import bench_data, common
+from launch import bench_data, bench_rows, common
 from launch.cache_flags import CACHE_DTYPE
 
 SUITE = flags.DEFINE_enum("suite", None, ["data", "startup", "train", "decode", "rl"], "What is measured.")
@@ -55,7 +56,7 @@ WORKERS = flags.DEFINE_integer("workers", 0, "Processes (data); 0 takes all core
 EXPERIMENT = flags.DEFINE_string("experiment", "pretrain_tiny", "What is started (startup).")
 SET = flags.DEFINE_multi_string("set", [], "path=value in the definition (startup, train); may be repeated.")
 SIZE = flags.DEFINE_multi_string(
-    "size", [], "Model (train, decode), of experiments/sizes.py; may be repeated; 1m if unset."
+    "size", [], "Model (train, decode, startup), of experiments/sizes.py; may be repeated; 1m if unset."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a run whose model is measured (decode).")
 BATCH = flags.DEFINE_list(
@@ -69,10 +70,12 @@ DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
     ["float32", "bfloat16"],
-    "Of weights and computation, unset float32 (decode); of computation, unset both in turn (train).",
+    "Of weights and computation, unset float32 on a CPU, else bfloat16 (decode); of computation, unset both (train).",
 )
 AT_ONCE = flags.DEFINE_integer("at_once", 1, "Also as many runs in one program (train).", 1)
-REPETITIONS = flags.DEFINE_integer("repetitions", 5, "How often each side is timed (train, decode).", 1)
+REPETITIONS = flags.DEFINE_integer(
+    "repetitions", None, "How often each side is timed; unset 5 (train, decode), 3 (data, startup).", 1
+)
 AGAINST = flags.DEFINE_enum(
     "against",
     None,
@@ -85,6 +88,7 @@ UPDATES = flags.DEFINE_integer("updates", 100, "Updates of each training (rl).",
 COMPILE_SECONDS = flags.DEFINE_integer(
     "compile_seconds", 300, "Bounds torch.compile (train, decode); 0 leaves it out.", 0
 )
+GPU_PACKAGES = ("jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13")
 OUTPUT = flags.DEFINE_string("output", None, "File for the figures as JSON.")
 
 
@@ -97,75 +101,58 @@ def machine() -> dict[str, str | int]:
     except OSError:
         pass
     versions = {}
-    packages = ("jax", "jaxlib", "flax", "numpy", "sentencepiece", "array_record", "grain")
+    packages = ("jax", "jaxlib", "flax", "numpy", "sentencepiece", "array_record", "grain", *GPU_PACKAGES)
     for package in packages + {"torch": ("torch", "transformers"), "trl": ("torch", "transformers", "trl")}.get(
         AGAINST.value, ()
     ):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            versions[package] = "absent"
+            versions |= {} if package in GPU_PACKAGES else {package: "absent"}
     return {
         "date": datetime.date.today().isoformat(),
         "cpu": model,
         "cores": cores(),
+        **devices(),
         "python": platform.python_version(),
         **versions,
     }
 
 
+def devices() -> dict[str, str]:
+    """What JAX computed on, where this process has used it, and the allocator's and the compiler's settings."""
+    found = {k: os.environ[k] for k in ("XLA_FLAGS", "GLIBC_TUNABLES") if os.environ.get(k)}
+    if "jax" not in sys.modules:
+        return found
+    here = sys.modules["jax"].local_devices()
+    return {"device": f"{len(here)} x {here[0].device_kind}"} | found
+
+
+def repetitions(usual: int) -> int:
+    return REPETITIONS.value or usual
+
+
 def data_suite() -> dict[str, dict]:
     """Curation of --megabytes MB, each step alone on at most 20 MB, and packing of at most 100 MB."""
+    times, workers = repetitions(3), WORKERS.value
     return {
-        "curation": bench_data.curation_throughput(MEGABYTES.value, WORKERS.value),
-        "MB per CPU second of each step": bench_data.step_throughput(min(MEGABYTES.value, 20), WORKERS.value),
-        "packing": bench_data.packing_throughput(min(MEGABYTES.value, 100), WORKERS.value),
+        "curation": bench_data.curation_throughput(MEGABYTES.value, workers, times),
+        "each step alone, one core": bench_data.step_throughput(min(MEGABYTES.value, 20), workers, times),
+        "packing": bench_data.packing_throughput(min(MEGABYTES.value, 100), workers, times),
     }
 
 
-def seconds_to_first_step(experiment: str, settings: list[str], cache: str) -> dict[str, float]:
-    """Starts `launch.train` for two steps with its caches in `cache`.
-
-    Returns seconds from the start of the process to the record of its first step, and the part of them that is after
-    the data was ready (state, compilation, one step).
-    """
-    with tempfile.TemporaryDirectory(prefix="jaxlm-bench-") as workdir:
-        settings = [*settings, "train.steps=2", "train.log_every=1", "evaluation.max_batches=1"]
-        command = [sys.executable, "-m", "launch.train", f"--experiment={experiment}", f"--workdir={workdir}/run"]
-        begin = time.perf_counter()
-        process = subprocess.Popen(
-            command + [f"--set={s}" for s in settings],
-            env={**os.environ, "JAXLM_CACHE": cache},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        metrics, first = os.path.join(workdir, "run", "metrics.jsonl"), None
-        while first is None and process.poll() is None:
-            time.sleep(0.02)
-            if os.path.exists(metrics):
-                with open(metrics, encoding="utf-8") as f:
-                    line = f.readline()
-                if line.endswith("\n"):
-                    first = json.loads(line)
-        seconds = time.perf_counter() - begin
-        _, said = process.communicate()
-        if process.returncode or first is None:
-            last = said.strip().splitlines()[-1] if said.strip() else f"exit code {process.returncode}"
-            raise UserError(f"launch.train --experiment={experiment} did not reach its first step: {last}")
-    return {"seconds": seconds, "seconds_after_data": first["train/seconds_to_first_step"]}
-
-
 def startup_suite() -> dict[str, dict]:
-    """Two starts that share their caches: the first finds them empty."""
-    with tempfile.TemporaryDirectory(prefix="jaxlm-bench-") as cache:
-        return {
-            name: seconds_to_first_step(EXPERIMENT.value, SET.value, cache) for name in ("empty caches", "full caches")
-        }
+    """Starts of `launch.train`; see `launch.bench_startup`. Then compilation in this process."""
+    from launch import bench_startup, bench_train
+
+    times, sizes = repetitions(3), sizes_among(bench_train.SHAPES)
+    starts = bench_startup.starts(EXPERIMENT.value, SET.value, times)
+    return starts | bench_startup.by_depth(sizes, times, say)
 
 
 def sizes_among(known) -> list[str]:
-    """The sizes asked for."""
+    """The sizes asked for, all of them `known`."""
     for size in SIZE.value:
         if size not in known:
             raise UserError(f"--size={size}: unknown size; {nearest(size, known)}")
@@ -185,10 +172,8 @@ def say(line: str) -> None:
 
 
 def train_suite() -> dict[str, dict]:
-    """Tokens per second of training; see `launch.bench_train`. With --output also the plot."""
-    if AGAINST.value:  # the two share a GPU: neither takes what it does not need
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    from launch import bench_decode, bench_torch, bench_train, bench_train_torch
+    """Tokens per second of training; see `launch.bench_train`."""
+    from launch import bench_torch, bench_train, bench_train_torch
 
     sizes = sizes_among(bench_train.SHAPES)
     load = bench_train.Load(
@@ -196,21 +181,19 @@ def train_suite() -> dict[str, dict]:
         CONTEXT.value,
         bench_train.DTYPES if DTYPE.value is None else (DTYPE.value,),
         tuple(SET.value),
-        REPETITIONS.value,
+        repetitions(5),
         COMPILE_SECONDS.value,
         AT_ONCE.value,
     )
     if AGAINST.value:
         bench_torch.modules()  # first of all: without them nothing is measured
-    results = bench_train.suite(sizes, load, bench_train_torch if AGAINST.value else None, say)
-    if OUTPUT.value:
-        bench_decode.plot(results, OUTPUT.value + ".png")
-    return {"load": load.shown()} | results
+    return {"load": load.shown()} | bench_train.suite(sizes, load, bench_train_torch if AGAINST.value else None, say)
 
 
 def decode_suite() -> dict[str, dict]:
-    """Tokens per second of sampling; see `launch.bench_decode`. With --output also the plot."""
+    """Tokens per second of sampling; see `launch.bench_decode`."""
     from experiments.sizes import SIZES  # here: the other suites are timed in processes without JAX
+    from jaxlm.run.train import use_compilation_cache
     from launch import bench_decode, bench_torch
 
     if WORKDIR.value is not None and SIZE.value:
@@ -220,23 +203,21 @@ def decode_suite() -> dict[str, dict]:
         batches() or bench_decode.Load.batches,
         PROMPT_TOKENS.value,
         NEW_TOKENS.value,
-        REPETITIONS.value,
+        repetitions(bench_decode.Load.repetitions),
         REQUESTS.value,
         COMPILE_SECONDS.value,
     )
     if AGAINST.value:
         bench_torch.modules()  # first of all: without them nothing is measured
-    dtype, peer = DTYPE.value or "float32", bench_torch if AGAINST.value else None
+    use_compilation_cache()
+    dtype, peer = DTYPE.value or bench_decode.usual_dtype(), bench_torch if AGAINST.value else None
     as_asked = {"dtype": dtype, "cache": CACHE_DTYPE.value}
     if WORKDIR.value is not None:
         name = os.path.basename(os.path.abspath(WORKDIR.value))
         models = {name: functools.partial(bench_decode.loaded, WORKDIR.value, **as_asked)}
     else:
         models = {size: functools.partial(bench_decode.made, size, **as_asked) for size in sizes}
-    results = bench_decode.suite(models, load, dtype, peer, say)
-    if OUTPUT.value:
-        bench_decode.plot(results, OUTPUT.value + ".png")
-    return {"load": dataclasses.asdict(load) | as_asked} | results
+    return {"load": dataclasses.asdict(load) | as_asked} | bench_decode.suite(models, load, dtype, peer, say)
 
 
 def rl_suite() -> dict[str, dict]:
@@ -253,34 +234,20 @@ SUITES = {
 PEERS = {"torch": ("train", "decode"), "trl": ("rl",)}
 
 
-def table(results: dict[str, dict]) -> str:
-    """One line a figure, nested ones indented; a spread as the least, the median and the most."""
-    rows: list[tuple[str, str] | str] = []
-    for part, figures in results.items():
-        rows.append(part)
-        for name, value in figures.items():
-            for inner, v in value.items() if isinstance(value, dict) else [(None, value)]:
-                if isinstance(v, dict):
-                    v = " .. ".join(f"{v[k]:,.3g}" for k in ("min", "median", "max"))
-                if isinstance(v, float):
-                    v = f"{v:,.2f}" if abs(v) >= 1 else f"{v:.3f}"
-                shown = f"{v:,}" if isinstance(v, int) else str(v)
-                rows.append((name if inner is None else f"{name}/{inner}", shown))
-    width = max([34, *(len(row[0]) + 1 for row in rows if not isinstance(row, str))])
-    return "\n".join(row if isinstance(row, str) else f"  {row[0]:<{width}}{row[1]:>16}" for row in rows)
-
-
 def main() -> int:
     if SUITE.value is None:
         raise UserError(f"--suite=NAME is missing; one of: {', '.join(SUITES)}")
     if AGAINST.value is not None and SUITE.value not in PEERS[AGAINST.value]:
         raise UserError(f"--against={AGAINST.value} is the other side of --suite={' or '.join(PEERS[AGAINST.value])}")
+    if AGAINST.value or SUITE.value == "rl":  # programs that share a GPU: none takes what it does not need
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     results = SUITES[SUITE.value]()
     about = machine()
-    print(table(results))
+    print(bench_rows.table(results))
     print(", ".join(f"{k} {v}" for k, v in about.items()))
     if OUTPUT.value:
         storage.write_json(OUTPUT.value, {"schema_version": 1, "suite": SUITE.value, "machine": about, **results})
+        bench_rows.plot(results, OUTPUT.value + ".png")
     return 0
 
 

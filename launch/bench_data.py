@@ -8,7 +8,6 @@ import os
 import re
 import resource
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +32,7 @@ from jaxlm.data.packing import pack
 from jaxlm.data.parallel import cores, ordered_map
 from jaxlm.data.sources import EmbeddedPython, Files, documents
 from jaxlm.data.tokenizer import SentencePiece, train
+from launch.bench_rows import in_turn, max_resident, peak_here, row, spread
 
 EXACT, NEAR = 0.03, 0.07  # shares of planted copies, and of copies in which 1% of the words are others
 _SELF, _CHILDREN = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
@@ -96,7 +96,7 @@ def make_corpus(folder: str, megabytes: int, workers: int) -> dict[str, int]:
 
 def _curate_folder(workers: int, folder: str) -> dict:
     """Curates with the default steps in a process of its own, so that its memory can be told."""
-    before = _peak_here()
+    before = peak_here()
     cpu_before = _cpu_seconds()
     begin = time.perf_counter()
     remaining, report = curate(documents(Files(folder)), Curation(), workers)
@@ -106,8 +106,8 @@ def _curate_folder(workers: int, folder: str) -> dict:
         "cpu_seconds": _cpu_seconds() - cpu_before,
         "bytes_out": out,
         "megabytes_before": before,
-        "megabytes_peak": _peak_here(),
-        "megabytes_peak_worker": _max_resident(_CHILDREN) if workers > 1 else 0.0,
+        "megabytes_peak": peak_here(),
+        "megabytes_peak_worker": max_resident(_CHILDREN) if workers > 1 else 0.0,
         "report": report,
     }
 
@@ -115,20 +115,6 @@ def _curate_folder(workers: int, folder: str) -> dict:
 def _cpu_seconds() -> float:
     """Used so far by this process and its finished children."""
     return sum(u.ru_utime + u.ru_stime for u in (resource.getrusage(_SELF), resource.getrusage(_CHILDREN)))
-
-
-def _max_resident(who: int) -> float:
-    """Most resident memory so far, in MB (Linux counts KiB, macOS bytes)."""
-    return resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
-
-
-def _peak_here() -> float:
-    """The same of this program alone: on Linux `ru_maxrss` begins with what the parent held when it started us."""
-    try:
-        with open("/proc/self/status", encoding="utf-8") as f:
-            return next(int(line.split()[1]) * 1024 / 1e6 for line in f if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        return _max_resident(_SELF)
 
 
 def _in_a_process(function: Callable, argument):
@@ -140,41 +126,47 @@ def _just(function: Callable) -> Callable:
     return function
 
 
-def curation_throughput(megabytes: int, workers: int = 0) -> dict:
-    """Reads and curates a made corpus of `megabytes` MB with the default steps.
+def curation_throughput(megabytes: int, workers: int = 0, repetitions: int = 1) -> dict[str, dict]:
+    """Reads and curates a made corpus of `megabytes` MB with the default steps, `repetitions` times.
 
-    Returns megabytes, documents, planted and removed copies, seconds, CPU seconds of all processes, MB per second, the
-    peak memory of the deciding process and of the largest worker in MB, and each step's seconds summed over processes.
+    Returns the corpus, with planted and removed copies; the row of the whole, with CPU seconds of all processes and the
+    memory of the deciding process and of the largest worker; the same of each step, of seconds summed over processes.
     """
     workers = workers or cores()
     folder = tempfile.mkdtemp(prefix="jaxlm-bench-")
     try:
         made = make_corpus(folder, megabytes, workers)
-        done = _in_a_process(functools.partial(_curate_folder, workers), folder)
+        rounds = [_in_a_process(functools.partial(_curate_folder, workers), folder) for _ in range(repetitions)]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    steps = {s["step"]: s for s in done["report"]["steps"]}
+    steps = [{s["step"]: s for s in done["report"]["steps"]} for done in rounds]
+    size, seconds = made["bytes"] / 1e6, [done["seconds"] for done in rounds]
+    most = {k: max(done[k] for done in rounds) for k in ("megabytes_before", "megabytes_peak", "megabytes_peak_worker")}
     return {
-        "megabytes": made["bytes"] / 1e6,
-        "documents": made["documents"],
-        "workers": workers,
-        "seconds": done["seconds"],
-        "cpu_seconds": done["cpu_seconds"],
-        "megabytes_per_second": made["bytes"] / 1e6 / done["seconds"],
-        "minutes_per_gigabyte": done["seconds"] / made["bytes"] * 1e9 / 60,
-        "megabytes_peak_main": done["megabytes_peak"],
-        "megabytes_peak_main_before": done["megabytes_before"],
-        "megabytes_peak_worker": done["megabytes_peak_worker"],
-        "planted_exact": made["exact"],
-        "removed_exact": steps["ExactDuplicates"]["removed"],
-        "planted_near": made["near"],
-        "removed_near": steps["NearDuplicates"]["removed"],
-        "step_seconds": {name: s["seconds"] for name, s in steps.items()},
+        "corpus": {
+            "MB": size,
+            "documents": made["documents"],
+            "workers": workers,
+            "planted, exact": made["exact"],
+            "removed, exact": steps[0]["ExactDuplicates"]["removed"],
+            "planted, near": made["near"],
+            "removed, near": steps[0]["NearDuplicates"]["removed"],
+        },
+        "all steps": row(seconds, {"MB": size}, memory=most["megabytes_peak"] * 1e6)
+        | {
+            "CPU seconds": spread([done["cpu_seconds"] for done in rounds]),
+            "minutes a GB": spread([s / size * 1e3 / 60 for s in seconds]),
+            "GB before": most["megabytes_before"] / 1e3,
+            "GB at most, a worker": most["megabytes_peak_worker"] / 1e3,
+        },
+        **{
+            f"in {name}": {"seconds of all processes": spread([s[name]["seconds"] for s in steps])} for name in steps[0]
+        },
     }
 
 
-def step_throughput(megabytes: int, workers: int = 0) -> dict[str, float]:
-    """MB per second of CPU time of every step alone, in this process, on a made corpus of `megabytes` MB.
+def step_throughput(megabytes: int, workers: int = 0, repetitions: int = 1) -> dict[str, dict]:
+    """The row of every step alone, in CPU seconds of this process, on a made corpus of `megabytes` MB.
 
     Steps whose package is not installed are left out. `workers` make the corpus.
     """
@@ -187,53 +179,56 @@ def step_throughput(megabytes: int, workers: int = 0) -> dict[str, float]:
             f.writelines(d.text[:200] for d in texts[:200])
         pages = [dataclasses.replace(d, text="<html><body><p>" + d.text.replace("\n", "</p><p>")) for d in texts]
         nodes = (Length(), Symbols(), Repetition(), MaskPII(), ExactDuplicates(), NearDuplicates())
-        rates = {}
-        for step in (*nodes, Decontaminate(sets=(exam,)), Language(), HtmlText()):
-            try:
-                remaining, _ = curate(pages if isinstance(step, HtmlText) else texts, Curation((step,)), workers=1)
-            except UserError:
-                continue
-            begin = time.process_time()
-            for _ in remaining:
-                pass
-            rates[type(step).__name__] = made["bytes"] / 1e6 / (time.process_time() - begin)
+        spent: dict[str, list[float]] = {}
+        for _ in range(repetitions):
+            for step in (*nodes, Decontaminate(sets=(exam,)), Language(), HtmlText()):
+                try:
+                    remaining, _ = curate(pages if isinstance(step, HtmlText) else texts, Curation((step,)), workers=1)
+                except UserError:
+                    continue
+                begin = time.process_time()
+                for _ in remaining:
+                    pass
+                spent.setdefault(type(step).__name__, []).append(time.process_time() - begin)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return rates
+    return {name: row(seconds, {"MB": made["bytes"] / 1e6}) for name, seconds in spent.items()}
 
 
-def packing_throughput(megabytes: int, workers: int = 0, vocab_size: int = 16384, context: int = 1024) -> dict:
-    """Trains a tokenizer on a made corpus of `megabytes` MB (a sample of at most 16 MB), then packs all of it.
+def packing_throughput(
+    megabytes: int, workers: int = 0, repetitions: int = 1, vocab_size: int = 16384, context: int = 1024
+) -> dict[str, dict]:
+    """Trains a tokenizer on a made corpus of `megabytes` MB (a sample of at most 16 MB), then packs all of it; both
+    `repetitions` times.
 
-    Returns megabytes, tokens, seconds of both, tokens and megabytes per second of packing, bytes_per_token.
+    Returns the corpus, and the rows of the tokenizer and of packing.
     """
     workers = workers or cores()
     folder = tempfile.mkdtemp(prefix="jaxlm-bench-")
+    held: dict = {}
     try:
-        corpus = os.path.join(folder, "corpus")
+        corpus, out = os.path.join(folder, "corpus"), os.path.join(folder, "packed")
         os.mkdir(corpus)
         made = make_corpus(corpus, megabytes, workers)
 
         def texts() -> Iterator[str]:
             return (d.text for d in documents(Files(corpus)))
 
-        begin = time.perf_counter()
-        tokenizer = train(SentencePiece(vocab_size=vocab_size, sample_bytes=16_000_000), texts())
-        trained = time.perf_counter()
-        packed = pack(
-            documents(Files(corpus)), tokenizer, os.path.join(folder, "packed"), context=context, workers=workers
-        )
-        seconds = time.perf_counter() - trained
+        def tokenizer():
+            held["tokenizer"] = train(SentencePiece(vocab_size=vocab_size, sample_bytes=16_000_000), texts())
+
+        def packing():
+            shutil.rmtree(out, ignore_errors=True)
+            tokens = held["tokenizer"]
+            held["packed"] = pack(documents(Files(corpus)), tokens, out, context=context, workers=workers)
+
+        seconds = in_turn({"tokenizer": tokenizer, "packing": packing}, repetitions, warm=False)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    packed, size = held["packed"], made["bytes"] / 1e6
     return {
-        "megabytes": made["bytes"] / 1e6,
-        "workers": workers,
-        "vocab_size": vocab_size,
-        "tokens": packed.tokens,
-        "bytes_per_token": packed.bytes / packed.tokens,
-        "tokenizer_seconds": trained - begin,
-        "seconds": seconds,
-        "tokens_per_second": packed.tokens / seconds,
-        "megabytes_per_second": made["bytes"] / 1e6 / seconds,
+        "corpus": {"MB": size, "tokens": packed.tokens, "bytes a token": packed.bytes / packed.tokens},
+        "settings": {"workers": workers, "pieces": vocab_size, "tokens a row": context},
+        "tokenizer": row(seconds["tokenizer"]),
+        "packing": row(seconds["packing"], {"tokens": packed.tokens, "MB": size}, memory=peak_here() * 1e6),
     }

@@ -45,9 +45,10 @@ from jaxlm.steps.preference import Preference
 from launch import bench_rl_task as task
 from launch import bench_trl
 from launch.bench_rl_task import CONTEXT, Load
+from launch.bench_rows import MEMORY, OURS, RATIO, peak_here, spread
 
 TOLERANCE = 1e-4  # between the two sides' logits, in float32
-OURS, THEIRS = "jaxlm", "TRL"
+THEIRS = "TRL"
 CONTROL = {"grpo": "random reward", "dpo": "random labels"}
 INSTALL = "pip install 'jaxlm[trl]'"
 
@@ -107,6 +108,8 @@ def train_ours(job: Mapping) -> dict:
         # A step is written when the next one is under way, and the last one at once after it.
         "cpu_updates": np.diff([at for at, _ in logged])[:-1].tolist(),
         "sampling": [v["train/seconds/rollout"] for v in later if "train/seconds/rollout" in v],
+        # What an accelerator held at most, a process on a CPU.
+        "peak_bytes": (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 1e6 * peak_here()),
     }
 
 
@@ -215,10 +218,6 @@ class Bench:
         }
 
 
-def spread(values: Sequence[float]) -> dict[str, float]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
-
-
 def timing(runs: Mapping[str, Sequence[Mapping]]) -> dict[str, dict]:
     """Figures over seeds by side, and how many times as fast ours is, seed by seed. The first seed's run is cold: it
     has to compile everything. Milliseconds are medians of a run's updates without the first one."""
@@ -234,11 +233,12 @@ def timing(runs: Mapping[str, Sequence[Mapping]]) -> dict[str, dict]:
         columns["CPU ms an update"] = [1e3 * statistics.median(r["cpu_updates"]) for r in found]
         if all(r["sampling"] for r in found):
             columns["ms of it sampling"] = [1e3 * statistics.median(r["sampling"]) for r in found]
+        columns[MEMORY] = [r["peak_bytes"] / 1e9 for r in found]
         out[side] = {name: values for name, values in columns.items() if any(values)}
     if THEIRS in out:
         ours, theirs = out[OURS], out[THEIRS]
-        both = [n for n in theirs if n in ours and n != "ms of it sampling"]
-        out["times as fast"] = {n: [t / o for t, o in zip(theirs[n], ours[n])] for n in both}
+        both = [n for n in theirs if n in ours and n not in ("ms of it sampling", MEMORY)]
+        out[RATIO] = {n: [t / o for t, o in zip(theirs[n], ours[n])] for n in both}
     return {side: {name: spread(v) for name, v in columns.items()} for side, columns in out.items()}
 
 

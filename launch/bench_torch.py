@@ -16,6 +16,7 @@ from jaxlm.config import UserError
 from jaxlm.data.parallel import cores
 from jaxlm.interop import to_hf
 from jaxlm.nn.definition import ModelConfig
+from jaxlm.run.log import best_rate
 from launch.bench_decode import Arm, Load, capacity
 
 
@@ -31,27 +32,84 @@ def modules():
     return torch, transformers
 
 
+def device() -> str:
+    return "cuda" if jax.default_backend() == "gpu" else "cpu"
+
+
+def wait() -> None:
+    torch, _ = modules()
+    if device() == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak(dtype: str) -> float:
+    """FLOP/s of the best square matrix product, found as ours is."""
+    torch, _ = modules()
+    torch.set_float32_matmul_precision("high")  # as JAX: TF32 where the device has it
+
+    def product(n: int) -> Callable[[], None]:
+        a = torch.randn(n, n, device=device()).to(getattr(torch, dtype))
+
+        def multiply():
+            a @ a
+            wait()
+
+        return multiply
+
+    return best_rate(product)
+
+
+def peak_bytes(step: Callable, kept: int) -> int:
+    """Memory that PyTorch has allocated at most during a step, the `kept` bytes that it begins with included."""
+    torch, _ = modules()
+    if device() == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        wait()
+        return kept + torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    events = [x for x in profile.profiler.kineto_results.events() if x.name() == "[memory]"]
+    changes = [x.nbytes() for x in sorted(events, key=lambda x: x.start_ns())]
+    return kept + int(max(np.cumsum(changes), default=0))
+
+
+def generation_bytes(made, arm: Arm, prompts: Sequence[Sequence[int]], limits: Sequence[int]) -> int:
+    """Memory at most of what an arm generates, the weights included."""
+    kept = sum(p.numel() * p.element_size() for p in made.parameters())
+    return peak_bytes(lambda: arm(prompts, limits), kept)
+
+
 def model(cfg: ModelConfig, params, dtype: str, context: int, **changes):
     """The same model as a transformers one, on the device that JAX uses, with as many threads as this process may.
 
     changes: of its config, how it computes what it computes.
     """
     torch, transformers = modules()
+    if device() == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(
+                "JAX runs on a GPU that this torch does not see: install its CUDA build, or JAX_PLATFORMS=cpu"
+            )
+        torch.set_float32_matmul_precision("high")  # as JAX: TF32 where the device has it
+    torch.set_num_threads(cores())
     family, about = to_hf.config_to_hf(cfg, context)
     arrays = to_hf.tensors(cfg, family, jax.device_get(params))
-    kind = about.pop("model_type")
+    name, kind = about.pop("model_type"), getattr(torch, dtype)
     about |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0} | changes
-    made = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **about))
-    state = {name: torch.from_numpy(np.array(x, np.float32)) for name, x in arrays.items()}
+    with torch.device(
+        device()
+    ):  # where it will run, at once in its dtype: 7 B parameters fill a host's memory otherwise
+        made = transformers.AutoModelForCausalLM.from_config(
+            transformers.AutoConfig.for_model(name, **about), dtype=kind
+        )
+    state = {name: torch.from_numpy(np.array(x, np.float32)).to(kind) for name, x in arrays.items()}
     missing, unexpected = made.load_state_dict(state, strict=False)
     if unexpected or set(missing) - ({"lm_head.weight"} if cfg.tied else set()):
         raise UserError(f"transformers' {family} has other weights: missing {missing}, unexpected {unexpected}")
-    torch.set_num_threads(cores())
-    gpu = jax.default_backend() == "gpu"
-    if gpu and not torch.cuda.is_available():
-        raise UserError("JAX runs on a GPU that this torch does not see: install its CUDA build, or JAX_PLATFORMS=cpu")
     made.generation_config.eos_token_id = None  # nothing ends early
-    return made.to(device="cuda" if gpu else "cpu", dtype=getattr(torch, dtype)).eval()
+    return made.eval()
 
 
 def _generate(made, **settings) -> Arm:
@@ -156,7 +214,10 @@ def arms(cfg: ModelConfig, params, dtype: str, load: Load, say: Callable[[str], 
         with torch.inference_mode():
             return made(torch.from_numpy(tokens_BT.astype(np.int64)).to(made.device)).logits.float().cpu().numpy()
 
-    found = {"torch, dynamic": _generate(made), "torch, static": _generate(made, cache_implementation="static")}
+    found = {
+        "torch, dynamic": _generate(made),
+        "torch, static": _generate(made, cache_implementation="static", disable_compile=True),
+    }
     if load.compile_seconds:
         how = transformers.CompileConfig(dynamic=False)
         how._compile_all_devices = True  # generate compiles by itself on a GPU only

@@ -13,7 +13,6 @@ either side reaches in this run.
 import dataclasses
 import functools
 import math
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -36,7 +35,7 @@ from jaxlm.run.log import measured_peak
 from jaxlm.sharding import MeshConfig
 from jaxlm.steps import state
 from jaxlm.steps.update import Train
-from launch.bench_decode import OURS, compared, in_turn, spread
+from launch.bench_rows import OURS, compared, held_bytes, in_turn, row
 
 DTYPES = ("float32", "bfloat16")
 COUNTED = "6N + 12LDT, attention not causal, looked-up embeddings left out"
@@ -104,6 +103,11 @@ class Arm:
     steps: Callable[[int], list[float]]
     peak: Callable[[], int]
     runs: int = 1
+
+
+def usual_rows(size: str) -> tuple[int, int]:
+    """Rows and tokens a row of a size on this device."""
+    return SHAPES[size].cpu if jax.default_backend() == "cpu" else SHAPES[size].accelerator
 
 
 # ---------------------------------------------------------------------------------------------------------- our side
@@ -180,9 +184,7 @@ def _arm(held: dict, begin: Callable, program, batches: Sequence, described: tup
         return [float(np.ravel(x)[0]) for x in jax.block_until_ready((losses, held["state"]))[0]]
 
     def peak() -> int:
-        """By XLA's own account: what the program is given, what it needs beside that, and what it returns."""
-        m = program.lower(*described).compile().memory_analysis()
-        return m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+        return held_bytes(program.lower(*described).compile())
 
     return Arm(restart, steps, peak, runs)
 
@@ -271,23 +273,17 @@ def measure(e: Mapping[str, Experiment], load: Load, peaks: Mapping[str, float],
         part = {}
         for (d, name), times in seconds.items():
             if d == dtype:
-                rate = arms[d, name].runs * tokens / statistics.median(times)
-                part[name] = {
-                    "seconds": spread(times),
-                    "tokens per second": rate,
-                    "model FLOPs utilization": rate * flops / peaks[dtype],
-                    "GB at most": arms[d, name].peak() / 1e9,
-                }
+                done, memory = arms[d, name].runs * tokens, arms[d, name].peak()
+                part[name] = row(times, {"tokens": done}, flops=done * flops, peak=peaks[dtype], memory=memory)
         results[dtype] = part | compared({name: s for (d, name), s in seconds.items() if d == dtype})
     return {"shape": about} | results
 
 
 def suite(sizes: Sequence[str], load: Load, peer, say: Callable[[str], None]) -> dict[str, dict]:
     """Results by part. peer: `launch.bench_train_torch`, or None."""
-    on_cpu = jax.default_backend() == "cpu"
     runs = []
     for size in sizes:
-        rows, length = SHAPES[size].cpu if on_cpu else SHAPES[size].accelerator
+        rows, length = usual_rows(size)
         length = load.context or length
         for batch in load.batches or (rows,):  # all before anything is timed: a bad one among them costs nothing then
             runs.append((size, {d: definition(size, batch, length, d, load.settings) for d in load.dtypes}))

@@ -10,47 +10,16 @@ import functools
 import time
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
 from jaxlm.config import UserError
 from jaxlm.nn.definition import ModelConfig
 from jaxlm.run.experiment import Experiment
-from launch.bench_torch import at_most, line, model, modules
+from launch.bench_torch import at_most, device, line, model, modules, peak, peak_bytes, wait
 from launch.bench_train import Arm
 
-PEAK_SECONDS = 0.25
+__all__ = ["arms", "optimizer_of", "peak", "script"]
 NAMES = {"model": "torch, transformers", "script": "torch, script", "compiled": "torch, script, compiled"}
-
-
-def _device() -> str:
-    return "cuda" if jax.default_backend() == "gpu" else "cpu"
-
-
-def _wait() -> None:
-    torch, _ = modules()
-    if _device() == "cuda":
-        torch.cuda.synchronize()
-
-
-def peak(dtype: str) -> float:
-    """FLOP/s of the best square matrix product, found as `jaxlm.run.log.measured_peak` finds ours."""
-    torch, _ = modules()
-    torch.set_float32_matmul_precision("high")  # as JAX: TF32 where the device has it
-    best, began, n = 0.0, time.perf_counter(), 512
-    while time.perf_counter() - began < PEAK_SECONDS:
-        a = torch.ones(n, n, dtype=getattr(torch, dtype), device=_device())
-        spent = []
-        for _ in range(4):
-            _wait()
-            t = time.perf_counter()
-            a @ a
-            _wait()
-            spent.append(time.perf_counter() - t)
-        best = max(best, 2 * n**3 / min(spent))
-        if 2 * (2 * n) ** 3 / best < 0.05:
-            n *= 2
-    return best
 
 
 def script(cfg: ModelConfig, made) -> Callable:
@@ -91,22 +60,6 @@ def optimizer_of(e: Experiment, made):
     return torch.optim.AdamW(groups, lr=o.lr, betas=(o.b1, o.b2), eps=o.eps, fused=True)
 
 
-def peak_bytes(step: Callable, kept: int) -> int:
-    """Memory that PyTorch has allocated at most during a step, the `kept` bytes of weights and moments included."""
-    torch, _ = modules()
-    if _device() == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        step()
-        _wait()
-        return kept + torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        step()
-    events = [x for x in profile.profiler.kineto_results.events() if x.name() == "[memory]"]
-    changes = [x.nbytes() for x in sorted(events, key=lambda x: x.start_ns())]
-    return kept + int(max(np.cumsum(changes), default=0))
-
-
 def arms(
     e: Experiment,
     params,
@@ -132,7 +85,7 @@ def arms(
             module.p = e.model.dropout
     made.train()
     initial = {name: p.detach().clone() for name, p in made.named_parameters()}
-    batches = [torch.from_numpy(tokens.astype(np.int64)).to(_device()) for tokens in rows]
+    batches = [torch.from_numpy(tokens.astype(np.int64)).to(device()) for tokens in rows]
     optimizer, held = optimizer_of(e, made), {"done": 0}
 
     def restart():
@@ -145,7 +98,7 @@ def arms(
     def step(loss_of: Callable, dtype: str):
         tokens = batches[held["done"] % len(batches)]
         held["done"] += 1
-        low = torch.autocast(_device(), torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
+        low = torch.autocast(device(), torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
         with low:
             loss = loss_of(tokens)
         loss.backward()
@@ -157,7 +110,7 @@ def arms(
 
     def steps(loss_of: Callable, dtype: str, count: int) -> list[float]:
         losses = [step(loss_of, dtype) for _ in range(count)]
-        _wait()
+        wait()
         return [float(x) for x in losses]
 
     def loss_with(logits: Callable) -> Callable:
@@ -175,8 +128,8 @@ def arms(
     found: dict[tuple[str, str], Arm] = {}
 
     def add(dtype: str, way: str, loss_of: Callable) -> None:
-        peak = functools.partial(peak_bytes, functools.partial(step, loss_of, dtype), kept)
-        found[dtype, NAMES[way]] = Arm(restart, functools.partial(steps, loss_of, dtype), peak)
+        memory = functools.partial(peak_bytes, functools.partial(step, loss_of, dtype), kept)
+        found[dtype, NAMES[way]] = Arm(restart, functools.partial(steps, loss_of, dtype), memory)
 
     for dtype in dtypes:
         for way, loss_of in ways.items():

@@ -16,6 +16,7 @@ from jaxlm.config import UserError
 from jaxlm.data.parallel import cores
 from jaxlm.data.tasks import walks
 from jaxlm.data.tokenizer import Tokenizer, load
+from launch.bench_rows import peak_here
 
 # What TRL's defaults would do otherwise: bfloat16, and activations computed twice. Nothing is reported or kept.
 PLAIN = {
@@ -78,6 +79,7 @@ def _reward(job: Mapping) -> Callable:
 def train(job: Mapping) -> dict:
     """Trains as the job says; the figures of `bench_rl.train_ours`, and the settings that were in effect."""
     import datasets
+    import torch
     import transformers
     import trl
     from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer
@@ -127,6 +129,7 @@ def train(job: Mapping) -> dict:
         "updates": np.diff(ends, axis=0)[:, 0].tolist(),
         "cpu_updates": np.diff(ends, axis=0)[:, 1].tolist(),
         "sampling": sampling[1:],
+        "peak_bytes": torch.cuda.max_memory_allocated() if model.device.type == "cuda" else 1e6 * peak_here(),
         "settings": {k: getattr(v, "value", v) for k, v in seen.items()},
         "version": trl.__version__,
     }

@@ -9,7 +9,7 @@ from absl.testing import flagsaver
 
 from jaxlm.config import UserError
 from jaxlm.nn.transformer import ModelConfig, with_cache_dtype
-from launch import bench, bench_decode, bench_torch
+from launch import bench, bench_decode, bench_rows, bench_torch
 from launch.bench_decode import OURS, Load
 from tests import tiny_run
 
@@ -25,20 +25,28 @@ def params():
 
 @pytest.fixture(autouse=True)
 def small_copies(monkeypatch):
-    monkeypatch.setattr(bench_decode.copy_bandwidth, "__defaults__", (1 << 16,))
+    monkeypatch.setattr(bench_decode, "COPY_BYTES", 1 << 16)
+    monkeypatch.setattr(bench_decode, "measured_peak", lambda dtype: 1e9)
 
 
 def test_our_side_alone(params, tmp_path):
     said = []
     r = bench_decode.suite({"toy": lambda: (CFG, params)}, LOAD, "float32", None, said.append)
-    assert list(r) == ["copy", "toy, batch 2", "toy, mixed", "toy, groups of 8"] and len(said) == 3
-    assert r["copy"]["GB per second"] > 0
+    assert list(r) == ["copy", "matrix product", "toy, batch 2", "toy, mixed", "toy, groups of 8"] and len(said) == 3
+    assert r["copy"]["GB per second"] > 0 and r["matrix product"] == {"float32, TFLOP per second": 1e-3}
     mine = r["toy, batch 2"][OURS]
     assert mine["tokens per second"] == pytest.approx(2 * 8 / mine["seconds"]["median"])
     weights = 64 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * CFG.hidden_width + 2 * 32) + 32
-    assert r["toy, batch 2"]["each step reads"]["MB of weights"] == pytest.approx(4e-6 * weights)
+    needs = r["toy, batch 2"]["each step needs"]
+    assert needs["MB of weights"] == pytest.approx(4e-6 * weights)
     token = 2 * 2 * 32 + 2 * 2  # keys and values of two layers, their position and segment
-    assert r["toy, batch 2"]["each step reads"]["MB of cache"] == pytest.approx(4e-6 * 2 * 10 * token)
+    assert needs["MB of cache"] == pytest.approx(4e-6 * 2 * 10 * token)
+    kernels = weights - 5 * 32  # without norms; and each of 10 keys and values in two layers
+    assert needs["MFLOP a token"] == pytest.approx(1e-6 * (2 * kernels + 4 * 2 * 32 * 10))
+    assert 1e9 * mine["GB at most"] > 4 * weights
+    if "ms a token after it" in mine:  # where the clock has told the two apart
+        step = 1e-3 * mine["ms a token after it"]
+        assert mine["model FLOPs utilization"] == pytest.approx(2 * 1e6 * needs["MFLOP a token"] / step / 1e9)
     mixed = r["toy, mixed"]
     assert mixed["asked"]["requests"] == 5 and mixed["asked"]["slots"] == 2 and mixed["asked"]["longest"] <= 8
     assert mixed[OURS]["requests per second"] == pytest.approx(5 / mixed[OURS]["seconds"]["median"])
@@ -46,9 +54,9 @@ def test_our_side_alone(params, tmp_path):
     groups = r["toy, groups of 8"]
     assert [groups[n]["tokens prefilled"] for n in ("different prompts", "groups of 8")] == [5 * 16, 16]
     assert groups["share"] == {"tokens prefilled": 0.2} and groups["groups of 8"]["seconds"]["median"] > 0
-    assert "toy, mixed\n  asked/requests" in bench.table(r)
+    assert "toy, mixed\n  asked/requests" in bench_rows.table(r)
     pytest.importorskip("matplotlib")
-    bench_decode.plot(r, tmp_path / "p.png")
+    bench_rows.plot(r, tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -61,7 +69,7 @@ def test_a_cache_in_another_dtype_is_told_with_its_bytes_and_its_distance(params
     assert told["MB a slot"] == pytest.approx(1e-6 * 64 * told["bytes a token"])
     gap = {k: float(v) for k, v in told["|logp - trainer's|, nats"].items()}
     assert told["tokens compared"] == 8 * 8 and 1e-5 < gap["mean"] < gap["max"] < 0.2
-    assert "toy, cache\n  dtype" in bench.table(r)
+    assert "toy, cache\n  dtype" in bench_rows.table(r)
 
 
 def test_batches_run_until_their_longest_and_give_each_its_own(params):
@@ -80,15 +88,6 @@ def test_batches_run_until_their_longest_and_give_each_its_own(params):
     late = {"theirs": lambda prompts, limits: [[0] * (n + 1) for n in limits]}
     with pytest.raises(UserError, match="theirs gave answers of other lengths"):
         bench_decode.continuous(CFG, params, late, {}, LOAD)
-
-
-def test_all_take_turns_and_the_best_other_counts():
-    order = []
-    seconds = bench_decode.in_turn({n: lambda n=n: order.append(n) for n in "ab"}, 2)
-    assert order == ["a", "b"] * 3 and {n: len(s) for n, s in seconds.items()} == {"a": 2, "b": 2}
-    r = bench_decode.compared({OURS: [1.0, 2.0, 1.0], "slow": [9.0, 9.0, 9.0], "fast": [2.0, 2.0, 3.0]})
-    assert r["times as fast"] == {"as": "fast", "median": 2.0, "min": 1.0, "max": 3.0}
-    assert r["times as fast as"] == {"slow": 9.0, "fast": 2.0} and bench_decode.compared({OURS: [1.0]}) == {}
 
 
 def test_bad_flags():

@@ -24,7 +24,7 @@ from jaxlm.optim.schedules import Linear, factor
 from jaxlm.run import objectives, rl, train
 from jaxlm.run.experiment import prepared
 from jaxlm.run.load import load_run
-from launch import bench, bench_rl, bench_rl_task, bench_trl
+from launch import bench, bench_rl, bench_rl_task, bench_rows, bench_trl
 from launch.bench_rl import OURS, THEIRS
 from launch.bench_rl_task import Load
 from tests import tiny_run
@@ -140,6 +140,7 @@ def figures(seconds, compiling, update, score):
     return {
         "seconds": seconds, "compile_seconds": compiling, "cpu_seconds": 2 * seconds, "score": score, "greedy": 1.0,
         "updates": [update, update, 100.0], "cpu_updates": [update], "sampling": [],
+        "peak_bytes": 3e9,
     }  # fmt: skip
 
 
@@ -154,13 +155,14 @@ def test_ratios_are_of_one_seed_and_medians_of_updates():
     assert t["times as fast"]["seconds without compiling"] == {"median": 3.5, "min": 2.0, "max": 5.0}
     assert t["times as fast"]["ms an update"] == {"median": 3.0, "min": 2.0, "max": 4.0}
     assert t[OURS]["ms an update"]["min"] == 100.0 and t[OURS]["of them compiling, warm"]["max"] == 10.0
+    assert t[OURS]["GB at most"]["median"] == 3.0 and "GB at most" not in t["times as fast"]
     assert not [name for name in t[THEIRS] if "of them compiling" in name]
     q = bench_rl.quality({"score": 0.5, "greedy": 0.6}, runs, {"coin": {"score": 0.4, "greedy": 0.5, "seconds": 1.0}})
     assert q["jaxlm - TRL"]["score"] == "+0.1500" and q["coin"] == {"score": 0.4, "greedy": 0.5}
     assert q[OURS]["score"] == {"median": pytest.approx(0.85), "min": 0.8, "max": 0.9} and q["parent"]["score"] == 0.5
     one = bench_rl.quality(q["parent"], {side: found[:1] for side, found in runs.items()}, {})
     assert one["jaxlm - TRL"]["95% interval"] == "one seed"
-    assert "times as fast" not in bench_rl.timing({OURS: runs[OURS]}) and "grpo" in bench.table({"grpo": q})
+    assert "times as fast" not in bench_rl.timing({OURS: runs[OURS]}) and "grpo" in bench_rows.table({"grpo": q})
     assert bench_rl.covered([(0, 2), (1, 3), (5, 6), (5.5, 5.7)]) == 4 and bench_rl.covered([]) == 0
 
 

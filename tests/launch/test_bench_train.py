@@ -1,6 +1,7 @@
 """The training benchmark: what it times is the update of a run, and the other side makes the same one."""
 
 import dataclasses
+import functools
 import importlib.util
 import math
 
@@ -13,8 +14,9 @@ from absl.testing import flagsaver
 from jaxlm import tree
 from jaxlm.config import UserError
 from jaxlm.nn.transformer import ModelConfig
-from launch import bench, bench_decode, bench_train, bench_train_torch
-from launch.bench_decode import OURS
+from jaxlm.run.log import best_rate
+from launch import bench, bench_decode, bench_rows, bench_torch, bench_train, bench_train_torch
+from launch.bench_rows import OURS
 from launch.bench_train import CHECKED, Load, Shape, check_equal
 
 flags.FLAGS.set_gnu_getopt(True)
@@ -49,9 +51,9 @@ def test_our_side_alone(tmp_path):
         share = mine["tokens per second"] * about["MFLOP a token"] * 1e6 / peak
         assert mine["model FLOPs utilization"] == pytest.approx(share)
         assert 12 * about["parameters"] < 1e9 * mine["GB at most"] < 100 * about["parameters"]
-    assert "toy, float32\n  jaxlm/seconds" in bench.table({"load": LOAD.shown()} | r)
+    assert "toy, float32\n  jaxlm/seconds" in bench_rows.table({"load": LOAD.shown()} | r)
     pytest.importorskip("matplotlib")
-    bench_decode.plot(r, tmp_path / "p.png")
+    bench_rows.plot(r, tmp_path / "p.png")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -115,7 +117,7 @@ def test_without_torch_it_says_how_to_get_it():
 def test_both_sides_make_the_same_updates(monkeypatch):
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    monkeypatch.setattr(bench_train_torch, "PEAK_SECONDS", 1e-3)
+    monkeypatch.setattr(bench_torch, "best_rate", functools.partial(best_rate, seconds=1e-3))
     r = bench_train.suite(["toy"], LOAD, bench_train_torch, lambda line: None)
     names = {OURS, "torch, transformers", "torch, script"}
     for dtype in bench_train.DTYPES:
