@@ -25,7 +25,7 @@ copies are found. startup: seconds from the command to the first step, with empt
 those that an update takes to compile, by the number of layers, scanned and unrolled.
 
 rl: GRPO and DPO on random walks from one parent, a run of walks_sft (made when --parent is not given): the quality that
-is reached, beside controls, and the time it takes. --against=trl does the same in TRL (pip install 'jaxlm[trl]').
+is reached, beside controls, and the time it takes. --against=trl does the same in TRL (pip install -e '.[trl]').
 
 Prints a table; --output=FILE also writes the figures as JSON, with the machine and the versions they belong to, and a
 plot beside it (FILE.png). Nothing else should run meanwhile: the suites take all cores. On an NVIDIA GPU:

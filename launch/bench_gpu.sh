@@ -5,7 +5,7 @@
 #
 # Each takes less than ten minutes on an H100 or H200 and is stopped after that; what has been measured is kept, and the
 # others go on. The figures are FOLDER/NAME.json with a plot beside them, the tables FOLDER/NAME.txt. Needs
-# pip install 'jaxlm[cuda,bench,report]' pytest and a torch that sees the GPU.
+# pip install -e '.[cuda,bench,report]' pytest and a torch that sees the GPU.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
@@ -71,7 +71,7 @@ bench decode_0.6b_graphs "$graphs" -- "${decode[@]}" --size=0.6b --batch=1,64
 bench decode_7b_cublas "$cublas" -- "${decode[@]}" --size=7b --batch=1
 bench train_124m_cublas "$cublas" -- "${train[@]}" --size=124m --set=model.scan=false
 
-# From the command to the first step; compiling by depth; learning from rewards (TRL: pip install 'jaxlm[trl]').
+# From the command to the first step; compiling by depth; learning from rewards (TRL: pip install -e '.[trl]').
 bench startup -- --suite=startup --size=124m --repetitions=1
 bench rl -- --suite=rl --seeds=0 --updates=60 --against=trl
 

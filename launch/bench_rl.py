@@ -50,7 +50,7 @@ from launch.bench_rows import MEMORY, OURS, RATIO, peak_here, spread
 TOLERANCE = 1e-4  # between the two sides' logits, in float32
 THEIRS = "TRL"
 CONTROL = {"grpo": "random reward", "dpo": "random labels"}
-INSTALL = "pip install 'jaxlm[trl]'"
+INSTALL = "pip install -e '.[trl]'"
 
 
 def check_installed() -> None:

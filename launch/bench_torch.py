@@ -27,7 +27,7 @@ def modules():
         import transformers
     except ImportError as e:
         raise UserError(
-            f"--against=torch needs torch and transformers ({e}): pip install torch transformers, or 'jaxlm[bench]'"
+            f"--against=torch needs torch and transformers ({e}): pip install torch transformers, or -e '.[bench]'"
         ) from None
     return torch, transformers
 

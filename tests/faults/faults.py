@@ -315,7 +315,7 @@ def quarantined(t: Trial, step: Path) -> None:
 
 def damaged(damage: Callable[[Trial, Path], None]) -> Callable[[Trial], None]:
     def script(t: Trial) -> None:
-        t.interrupted(t.rng.randint(3, STEPS - 1))
+        t.interrupted(t.rng.randint(4, STEPS - 1))  # a stage that leaves that step saves the one before: two at least
         step = t.newest()
         files = saved_files(step)
         name = files[(7 * t.turn + 5) % len(files)]

@@ -184,7 +184,7 @@ def test_bad_input(tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "trl" else found("json"))
     with flagsaver.flagsaver(suite="rl", against="trl"), pytest.raises(UserError) as e:
         bench.main()
-    assert str(e.value) == "--against=trl needs trl: pip install 'jaxlm[trl]'"
+    assert str(e.value) == "--against=trl needs trl: pip install -e '.[trl]'"
 
 
 def test_their_side_is_the_same_model_and_learns(parent, run, pairs, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from jaxlm.optim.optimizers import AdamW
 from jaxlm.rl.rewards import Subtract
-from jaxlm.run import rl
+from jaxlm.run import rl, rl_rewards
 from jaxlm.run.goodput import Clock
 from jaxlm.steps import learn
 from jaxlm.steps.policy import DR_GRPO
@@ -77,10 +77,12 @@ def a_missing_stop_costs_what_it_should():
 MUTATIONS = (
     Mutation("integer rewards, on the host", rl, "np.array([r for _, r in valid], np.float32)",
              "np.array([r for _, r in valid], np.int32)", rewards_reach_the_update_as_they_are),
-    Mutation("integer rewards, where a stop is missing", rl, "np.array([0.0 if v is None else v for v in values])",
+    Mutation("integer rewards, where a stop is missing", rl_rewards,
+             "np.array([0.0 if v is None else v for v in values])",
              "np.array([0.0 if v is None else v for v in values], int)", a_missing_stop_costs_what_it_should),
-    Mutation("the penalty for a missing stop goes to those who stopped", rl, "np.array([s.ended for s in found])",
-             "np.array([not s.ended for s in found])", a_missing_stop_costs_what_it_should),
+    Mutation("the penalty for a missing stop goes to those who stopped", rl_rewards,
+             "np.array([s.ended for s in found])", "np.array([not s.ended for s in found])",
+             a_missing_stop_costs_what_it_should),
     Mutation("what cannot be scored counts as 0", rl, "zip(rolled.samples, rewards) if r is not None",
              "zip(rolled.samples, [r or 0.0 for r in rewards])", rewards_reach_the_update_as_they_are),
     Mutation("every sample is a group of its own", rl, "np.array([x.place for x in samples])",
