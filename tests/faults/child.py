@@ -167,6 +167,20 @@ def signalled(trace: Trace, number: str, phase: str, entry: int, after: float = 
     _at(phase, entry, after, strike)
 
 
+def slow(trace: Trace, phase: str, seconds: float) -> None:
+    """Waits so long each time the run enters a phase: what the processes tell each other takes a second to arrive."""
+    phased = Clock.phase
+
+    @contextlib.contextmanager
+    def waited(self, name):
+        with phased(self, name):
+            if name == phase:
+                time.sleep(seconds)
+            yield
+
+    Clock.phase = waited
+
+
 def hang(trace: Trace, phase: str, entry: int) -> None:
     """The thread that trains never comes back."""
 
@@ -264,7 +278,7 @@ def poison(trace: Trace, steps: list[int], told: bool = False, value: float = np
     learn.minibatches, learn.learn = minibatches if told else poisoned, struck
 
 
-FAULTS = {"signal": signalled, "hang": hang, "fill": fill, "clock": jump, "poison": poison}
+FAULTS = {"signal": signalled, "slow": slow, "hang": hang, "fill": fill, "clock": jump, "poison": poison}
 
 
 # -------------------------------------------------------------------------------------------------------- the program

@@ -206,11 +206,11 @@ def clock_jumps(t: Trial) -> None:
     t.same()
 
 
-def lose_a_process(t: Trial, lost: str = "SIGKILL", expect=(KILLED, 1, ABORTED), latest: int = STEPS - 2) -> None:
-    """Whichever ends first: the one that is lost, or the other, whose connection it was."""
+def lose_a_process(t: Trial, *besides: dict, lost="SIGKILL", expect=(KILLED, 1, ABORTED), latest=STEPS - 2) -> None:
+    """Whichever ends first: the one that is lost, or the other, whose connection it was. besides: other faults."""
     victim, step = t.rng.randint(0, 1), t.rng.randint(2, latest)
     t.at = f"process {victim} at step {step}"
-    t.start(signalled(lost, phase="data", entry=step, process=victim), processes=2, expect=expect)
+    t.start(*besides, signalled(lost, phase="data", entry=step, process=victim), processes=2, expect=expect)
 
 
 def lost_process(t: Trial) -> None:
@@ -221,7 +221,8 @@ def lost_process(t: Trial) -> None:
 
 def preempted_process(t: Trial) -> None:
     """One of them is told to stop: they agree on a step that none has passed, some steps on, and all save."""
-    lose_a_process(t, "SIGTERM", (exits.EXIT_PREEMPTED,), latest=STEPS // 2)
+    slowly = {"do": "slow", "phase": "data", "seconds": 0.5}
+    lose_a_process(t, slowly, lost="SIGTERM", expect=(exits.EXIT_PREEMPTED,), latest=STEPS // 2)
     t.start(processes=2)
     t.same(processes=2)
 
