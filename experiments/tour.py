@@ -130,7 +130,7 @@ def tiny() -> Tour:
         facts=3.0,
         search=1.0,
         unknown=0.5,
-        look_up=0.1,
+        look_up=0.12,
         invented=0.8,
         forget=0.0,
         doubted=True,
@@ -157,7 +157,7 @@ def tiny() -> Tour:
     # fact, and searches and refusals not where they ought to begin (`doubted`): there the model learns how sure it is
     # of what it has only read, as of the people of the figures. What was told is searched for at times (`look_up`: a
     # call costs less than a refusal), and lessons are few.
-    honest = override(midtrain, {"data.sources": (searching,), "objective": NextToken(doubt=1.6), "train.steps": 1400})
+    honest = override(midtrain, {"data.sources": (searching,), "objective": NextToken(doubt=1.6), "train.steps": 1600})
     by_hand = replace(world, tasks=("spell", "count"))
     verified = override(
         grpo_tiny(),
