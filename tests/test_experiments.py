@@ -42,6 +42,16 @@ def test_resolves_to_its_golden(name):
     assert file.read_text(encoding="utf-8") == config.to_json(e), REFRESH
 
 
+@pytest.mark.parametrize(
+    "path, seed, end", [("seed", -1, "to 2147483647"), ("seed", 2**31, ""), ("data.seed", -1, "on")]
+)
+def test_a_seed_that_no_run_can_have_is_no_definition(path, seed, end):
+    with pytest.raises(UserError, match=f"^{path} must be a whole number from 0 {end}.*, got {seed}$"):
+        config.resolve("pretrain_tiny", sets=[f"{path}={seed}"])
+    with pytest.raises(UserError, match=f"{path} must be"):
+        config.override(config.resolve("pretrain_tiny", sets=["seed=2147483647"]), {path: seed})
+
+
 @pytest.mark.parametrize("name", sorted(config.EXPERIMENTS))
 def test_a_model_can_be_built(name):
     """Shapes and logical axes of every size, without a byte of weights."""

@@ -22,6 +22,8 @@ from jaxlm.steps.pretrain import NextToken
 from jaxlm.steps.reward import RewardModel
 from jaxlm.steps.update import Train
 
+MAX_SEED = 2**31 - 1  # a compiled step takes it as an int32
+
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
@@ -38,6 +40,7 @@ class Experiment:
 
     With `parent`, the run starts from the newest parameters of that workdir; `model` and `data.tokenizer` must then be
     the parent's, and are taken from it where they are unset. With `lora`, adapters are trained in the model's place.
+    `UserError` for a seed anywhere in it that is below 0, and for its own above `MAX_SEED`.
     """
 
     model: ModelConfig | None
@@ -51,6 +54,13 @@ class Experiment:
     parent: str | None = None
     lora: LoRA | None = None
     seed: int = 0  # of everything random in the run: initial values, the order of rows, dropout
+
+    def __post_init__(self):
+        for path, value in config.walk(self):
+            most = MAX_SEED if path == "seed" else math.inf
+            if path.split(".")[-1] == "seed" and type(value) is int and not 0 <= value <= most:
+                end = f"to {most}" if path == "seed" else "on"
+                raise UserError(f"{path} must be a whole number from 0 {end}, got {value}")
 
     @property
     def heads(self) -> tuple[str, ...]:
