@@ -27,7 +27,7 @@ those that an update takes to compile, by the number of layers, scanned and unro
 rl: GRPO and DPO on random walks from one parent, a run of walks_sft (made when --parent is not given): the quality that
 is reached, beside controls, and the time it takes. --against=trl does the same in TRL (pip install -e '.[trl]').
 
-Prints a table; --output=FILE also writes the figures as JSON, with the machine and the versions they belong to, and a
+Prints a table; --out=FILE also writes the figures as JSON, with the machine and the versions they belong to, and a
 plot beside it (FILE.png). Nothing else should run meanwhile: the suites take all cores. On an NVIDIA GPU:
 bash launch/bench_gpu.sh measures all that docs/results/speed.md aims at there.
 """
@@ -89,7 +89,7 @@ COMPILE_SECONDS = flags.DEFINE_integer(
     "compile_seconds", 300, "Bounds torch.compile (train, decode); 0 leaves it out.", 0
 )
 GPU_PACKAGES = ("jax-cuda12-plugin", "jax-cuda13-plugin", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13")
-OUTPUT = flags.DEFINE_string("output", None, "File for the figures as JSON.")
+OUT = flags.DEFINE_string("out", None, "File for the figures as JSON.")
 
 
 def machine() -> dict[str, str | int]:
@@ -245,9 +245,9 @@ def main() -> int:
     about = machine()
     print(bench_rows.table(results))
     print(", ".join(f"{k} {v}" for k, v in about.items()))
-    if OUTPUT.value:
-        storage.write_json(OUTPUT.value, {"schema_version": 1, "suite": SUITE.value, "machine": about, **results})
-        bench_rows.plot(results, OUTPUT.value + ".png")
+    if OUT.value:
+        storage.write_json(OUT.value, {"schema_version": 1, "suite": SUITE.value, "machine": about, **results})
+        bench_rows.plot(results, OUT.value + ".png")
     return 0
 
 

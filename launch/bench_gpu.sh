@@ -34,7 +34,7 @@ bench() {  # NAME [VARIABLE=VALUE...] -- FLAGS OF launch.bench...
   local name="$1" settings=(); shift
   while [[ "$1" != -- ]]; do settings+=("$1"); shift; done
   shift
-  measure "$name" ${settings[@]+"${settings[@]}"} python -m launch.bench "$@" --output="$folder/$name.json"
+  measure "$name" ${settings[@]+"${settings[@]}"} python -m launch.bench "$@" --out="$folder/$name.json"
 }
 
 train=(--suite=train --dtype=bfloat16)

@@ -1,7 +1,7 @@
 """Every stage under every scheme on 8 devices, of one process and of two, beside the same run on one device.
 
 usage:
-  python -m tests.meshes --output=FILE.json [--stage=NAME]... [--scheme=NAME]... [--folder=DIR] [--limit=SECONDS]
+  python -m tests.meshes --out=FILE.json [--stage=NAME]... [--scheme=NAME]... [--folder=DIR] [--limit=SECONDS]
 
 Two updates of each stage's tiny definition (tests/faults/definitions.py) in fresh processes. What is compared: the
 batches, which must be the same; the losses of both updates and the norm of their gradients, relative to their value or
@@ -38,7 +38,7 @@ SHARED = {"train.steps": 2, "evaluation.every": 2}
 LOGGED = ("train/loss", "train/gradient_norm", "eval/all/loss", "train/reward")
 WITHIN = 1e-4
 
-OUTPUT = flags.DEFINE_string("output", None, "File that gets all that was found, as JSON.")
+OUT = flags.DEFINE_string("out", None, "File that gets all that was found, as JSON.")
 STAGE = flags.DEFINE_multi_enum("stage", [], STAGES, "Only this stage; may be repeated.")
 SCHEME = flags.DEFINE_multi_enum("scheme", [], sorted(SCHEMES), "Only this scheme; may be repeated.")
 FOLDER = flags.DEFINE_string("folder", None, "Folder to work in, kept for the next time.")
@@ -69,8 +69,8 @@ def compared(root: Path, stage: str, scheme: str, processes: int) -> dict:
 
 
 def main() -> int:
-    if OUTPUT.value is None:
-        raise UserError("--output=FILE.json is missing: what was found")
+    if OUT.value is None:
+        raise UserError("--out=FILE.json is missing: what was found")
     found, child.TOO_LONG = [], LIMIT.value  # which the processes that run have from this one
     kept = contextlib.nullcontext(FOLDER.value) if FOLDER.value else tempfile.TemporaryDirectory()
     with kept as root:
@@ -88,7 +88,7 @@ def main() -> int:
                     found.append(r)
                     word = "ok   " if r["ok"] else "WRONG"
                     print(f"{word} {stage:8} {scheme:13} {processes} x {8 // processes}  {said}", flush=True)
-                    Path(OUTPUT.value).write_text(json.dumps(found, indent=1) + "\n")
+                    Path(OUT.value).write_text(json.dumps(found, indent=1) + "\n")
     return int(not all(r["ok"] for r in found))
 
 

@@ -1,15 +1,15 @@
 """Injects faults into runs of every stage at seeded random points, and compares each with a run that nothing befell.
 
 usage:
-  python -m tests.faults.run --trials=N [--seed=S] [--stage=NAME]... [--fault=NAME]... --output=FILE.jsonl
+  python -m tests.faults.run --trials=N [--seed=S] [--stage=NAME]... [--fault=NAME]... --out=FILE.jsonl
 
 A soak, which interrupts and damages one longer run some 25 times:
-  python -m tests.faults.run --fault=soak --output=soak.jsonl
+  python -m tests.faults.run --fault=soak --out=soak.jsonl
 
 Every pair of a stage and a fault takes its turn, the next round with the next seed. A fault that can strike in several
 phases of a run strikes in another one each time; --phase=NAME asks for one, and --phase=all for every one of each
 fault, once a round. One trial again, as it was:
-  python -m tests.faults.run --only=STAGE/FAULT/SEED[/PHASE] --output=one.jsonl
+  python -m tests.faults.run --only=STAGE/FAULT/SEED[/PHASE] --out=one.jsonl
 
 A trial whose run was over before the fault came has tried nothing: it counts as not struck, not as passed.
 
@@ -39,7 +39,7 @@ FAULT = flags.DEFINE_multi_enum("fault", [], [f.name for f in (*FAULTS, SOAK)], 
 ONLY = flags.DEFINE_multi_string("only", [], "STAGE/FAULT/SEED: this trial; may be repeated.")
 PHASES = sorted({p for f in FAULTS for p in f.phases})
 PHASE = flags.DEFINE_multi_enum("phase", [], [*PHASES, "all"], "Strikes in this phase; may be repeated.")
-OUTPUT = flags.DEFINE_string("output", None, "File that gets a JSON line for each trial.")
+OUT = flags.DEFINE_string("out", None, "File that gets a JSON line for each trial.")
 FOLDER = flags.DEFINE_string("folder", None, "Folder to work in, kept for the next time.")
 
 
@@ -62,14 +62,14 @@ def chosen() -> list[tuple[str, Fault, int, str | None]]:
 
 
 def main() -> int:
-    if OUTPUT.value is None:
-        raise UserError("--output=FILE.jsonl is missing: what happened in each trial")
+    if OUT.value is None:
+        raise UserError("--out=FILE.jsonl is missing: what happened in each trial")
     logging.set_verbosity(logging.ERROR)
     todo = chosen()
     folder = FOLDER.value or tempfile.mkdtemp(prefix="faults-")
     records = []
     try:
-        with open(OUTPUT.value, "w") as out:
+        with open(OUT.value, "w") as out:
             for stage, fault, seed, phase in todo:
                 r = trial(stage, fault, seed, phase, Path(folder).absolute())
                 records.append(r)

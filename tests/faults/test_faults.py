@@ -41,7 +41,7 @@ def records(tmp_path_factory):
     """In one process of its own, whose children are its forks: it must not have started a device."""
     folder = tmp_path_factory.mktemp("faults")
     only = [f"--only={one}" for one in SAMPLE]
-    command = [sys.executable, "-m", "tests.faults.run", *only, f"--output={folder / 'out.jsonl'}"]
+    command = [sys.executable, "-m", "tests.faults.run", *only, f"--out={folder / 'out.jsonl'}"]
     done = subprocess.run([*command, f"--folder={folder}"], cwd=ROOT, capture_output=True, text=True, timeout=900)
     found = [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
     assert len(found) == len(SAMPLE), done.stdout + done.stderr

@@ -93,6 +93,7 @@ def test_what_the_script_for_a_gpu_asks_for_can_be_measured(tmp_path):
     for options in asked:
         with flagsaver.flagsaver():
             flags.FLAGS(["bench", *options])
+            assert bench.OUT.value.startswith(f"{tmp_path}/")
             assert bench.AGAINST.value is None or bench.SUITE.value in bench.PEERS[bench.AGAINST.value]
             sizes = bench.sizes_among(SIZES if bench.SUITE.value == "decode" else bench_train.SHAPES)
             for size in sizes if bench.SUITE.value == "train" else ():
