@@ -138,8 +138,11 @@ def _contents(index: pathlib.Path) -> list:
     return [[str(p.relative_to(index)) if index.is_dir() else "", storage.sha256_file(p)] for p in files]
 
 
-def check(cfg: Prompts) -> None:
-    """Raises `UserError` for a definition without a prompt, by making the first of each side."""
+def check(cfg: Prompts, verdicts: bool = True) -> None:
+    """Raises `UserError` for a definition without a prompt, by making the first of each side.
+
+    verdicts: whether the task's own are asked, for which each prompt of a file needs its answer.
+    """
     if cfg.context < 2:
         raise UserError(f"data.context must be at least 2, got {cfg.context}")
     if cfg.index is not None and "search" not in cfg.tools:
@@ -147,6 +150,11 @@ def check(cfg: Prompts) -> None:
     if "search" in cfg.tools and cfg.index is None and not isinstance(cfg.task, WorldTask):
         raise UserError("data.tools: search needs data.index, a folder of texts or an index of one")
     at(cfg, "train", 0, 0)
+    if verdicts and isinstance(cfg.task, PromptFile) and (where := file.read(cfg.task)[2]) is not None:
+        raise UserError(
+            f"{where}: no field {cfg.task.answer_field!r}, which Correct, CosineLength and dynamic sampling need; "
+            "an objective.reward of other parts needs none"
+        )
     if not heldout(cfg, 1):
         raise UserError("data.task has no held-out prompts")
     if cfg.tools and isinstance(at(cfg, "train", 0, 0).asked, str):
@@ -155,7 +163,7 @@ def check(cfg: Prompts) -> None:
 
 def prepare_prompts(cfg: Prompts) -> Prepared:
     """The tokenizer and the hashes; there are no rows. Raises `UserError` as `check`, and where no tokenizer is set."""
-    check(cfg)
+    check(cfg, verdicts=False)
     if cfg.tokenizer is None:
         raise UserError("data.tokenizer is unset and there is no parent to take it from: --set=parent=WORKDIR")
     tokenizer = tokenizers.train(cfg.tokenizer, (), 0)

@@ -238,9 +238,9 @@ def verified(
 ) -> Reward:
     """The reward function 1 for a right answer, 0 for a wrong one, None where the verifier cannot tell.
 
-    truth: the metadata's key for it. A completion was truncated when it is a reply that says so, or when the metadata's
-    "finish_reason" is "length"; then it is "wrong" (0) or "excluded" (None), whatever it says. Excluding teaches
-    nothing about length, and a policy that is never right may come to like it.
+    truth: the metadata's key for it; with None behind it nobody can tell. A completion was truncated when it is a reply
+    that says so, or when the metadata's "finish_reason" is "length"; then it is "wrong" (0) or "excluded" (None),
+    whatever it says. Excluding teaches nothing about length, and a policy that is never right may come to like it.
     """
     if when_truncated not in ("wrong", "excluded"):
         raise UserError(f"when_truncated={when_truncated!r}: wrong or excluded")
@@ -248,6 +248,8 @@ def verified(
     def one(prompt, completion, metadata) -> float | None:
         if truth not in metadata:
             raise UserError(f"the metadata has no {truth!r}")
+        if metadata[truth] is None:
+            return None
         if truncated(completion, metadata.get("finish_reason")):
             return 0.0 if when_truncated == "wrong" else None
         right = verifier(completion, metadata[truth])

@@ -170,7 +170,8 @@ class Progress:
         now = time.monotonic()
         parts = [f"step {step}/{self._total}"]
         if "train/reward" in values:  # the loss of a policy gradient says nothing
-            parts += [f"{name} {values[f'train/{name}']:.3f}" for name in ("reward", "right")]
+            known = [name for name in ("reward", "right") if f"train/{name}" in values]
+            parts += [f"{name} {values[f'train/{name}']:.3f}" for name in known]
         elif "train/loss" in values:
             parts.append(f"loss {values['train/loss']:.4f}")
         if "train/tokens_per_second" in values:

@@ -43,7 +43,8 @@ def check(e: Experiment, mesh) -> None:
     validate(e, mesh.shape["replica"] * mesh.shape["fsdp"])
     objectives.validate(e)
     policy.validate(e.objective, e.train.batch_size)
-    prompts.check(e.data)
+    asked = any(isinstance(part, parts.Correct | parts.CosineLength) for part in e.objective.reward)
+    prompts.check(e.data, verdicts=asked or e.objective.dynamic is not None)
 
 
 def check_prompts(e: Experiment, tokenizer) -> None:

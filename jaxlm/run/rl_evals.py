@@ -53,7 +53,7 @@ def names(p: PolicyGradient) -> list[str]:
 
 class Evaluation:
     """The evaluation of a run: (step, state) -> minus gold, of which lower is better: of the held-out samples the part
-    of the reward that `objective.gold` names, or the task's verdict.
+    of the reward that `objective.gold` names, or the task's verdict, or where that is never known what is maximized.
 
     Writes `eval/`: `pass@1`, `pass@k` and `majority@k` of the samples at the training temperature, `greedy` of the
     likeliest reply, `score` and `greedy_score` the task's verdict where there is more than right and wrong, `reward`
@@ -75,11 +75,14 @@ class Evaluation:
         votes = np.reshape([final_answer(x.reply) for x in found], columns.shape)
         # With its verdict, should the same words ever have two.
         votes = [[None if v is None else (v, r) for v, r in zip(*pair)] for pair in zip(votes, columns.tolist())]
-        values = {f"eval/pass@{k}": rate.value for k, rate in rates.items()} | {
+        told = {f"eval/pass@{k}": rate.value for k, rate in rates.items()} | {
             f"eval/majority@{p.heldout_samples}": majority_rate(votes, columns.tolist()).value,
             "eval/greedy": float(np.mean([is_right(v) for v in greedy_verdicts])),
             "eval/score": _mean(verdicts),
             "eval/greedy_score": _mean(greedy_verdicts),
+        }
+        known = any(v is not None for v in (*verdicts, *greedy_verdicts))
+        values = (told if known else {}) | {
             "eval/reward": _mean(t.scoring.rewards(found, "eval")),
             **({} if p.gold is None else {"eval/gold": _mean(t.scoring.seen[p.gold])}),
             "eval/length": float(np.mean([x.length for x in found])),
@@ -90,7 +93,7 @@ class Evaluation:
         self._progress.note(n, values)
         self._watch(n, values)
         self._keep(n, [*found[:: p.heldout_samples][:SAID], *greedy[:SAID]], t)
-        return -values["eval/score" if p.gold is None else "eval/gold"]
+        return -values["eval/gold" if p.gold is not None else "eval/score" if known else "eval/reward"]
 
     def _keep(self, n: int, found: list[Sample], trainer) -> None:
         if jax.process_index() != 0:

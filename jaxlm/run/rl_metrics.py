@@ -250,7 +250,7 @@ def of_samples(
     right: Sequence[float | None],
     seen: Mapping[str, Sequence[float | None]],
 ) -> dict[str, float]:
-    """Figures of scored samples. seen: the values of each part of the reward."""
+    """Figures of scored samples, of what is right only where a verdict is known. seen: of each part of the reward."""
     known = [r for r in rewards if r is not None]
     verdicts = [v for v in right if v is not None]
     lengths = np.array([s.length for s in samples], float)
@@ -258,7 +258,6 @@ def of_samples(
     out = {
         "reward": float(np.mean(known)) if known else 0.0,
         "reward_std": float(np.std(known)) if known else 0.0,
-        "right": float(np.mean(verdicts)) if verdicts else 0.0,
         "unscored": 1 - len(known) / len(samples),
         "groups_without_spread": groups_without_spread(samples, rewards),
         "eos_rate": float(np.mean([s.ended for s in samples])),
@@ -266,7 +265,8 @@ def of_samples(
         "length/max": float(lengths.max()),
         "repetition": float(np.mean([alarms.repetition(s.reply.completion.ids) for s in samples])),
     }
-    for name, which in (("right", good), ("wrong", ~good)):
+    out |= {"right": float(np.mean(verdicts))} if verdicts else {}
+    for name, which in (("right", good), ("wrong", ~good)) if verdicts else ():
         if which.any():
             out[f"length/{name}"] = float(lengths[which].mean())
     return out | part_metrics(seen)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxlm import config, sharding
+from jaxlm.config import UserError
 from jaxlm.data.prompts import Addition, PromptFile, Prompts, heldout
 from jaxlm.data.tokenizer import Bytes
 from jaxlm.feedback.parts import Correct, Function, names
@@ -17,7 +18,7 @@ from jaxlm.run.checkpoint import Checkpointing
 from jaxlm.run.experiment import Evaluation, Experiment
 from jaxlm.run.log import MetricsLog, Progress, read_metrics
 from jaxlm.sharding import MeshConfig
-from jaxlm.steps.policy import GRPO
+from jaxlm.steps.policy import GRPO, DynamicSampling
 from jaxlm.steps.update import Train
 from tests.run import rewarding
 from tests.sample.scripted import AUTOMATON, automaton, say
@@ -159,6 +160,24 @@ def test_the_best_checkpoint_is_the_one_with_the_highest_gold(experiment, tmp_pa
     assert rl.run(e, tmp_path / "run", e) == exits.EXIT_DONE
     assert [r["eval/gold"] for r in read_metrics(tmp_path / "run") if "eval/gold" in r] == [0.0, 0.0, 1.0, 3.0, 2.0]
     assert checkpoint.steps_saved(tmp_path / "run") == [3, 4]
+
+
+def test_prompts_need_an_answer_only_where_the_reward_asks_whether_it_is_right(experiment, tmp_path):
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps({"prompt": f"{i}+1="}) + "\n" for i in range(20)))
+    task = PromptFile(str(tmp_path / "asked.jsonl"), as_text=True, heldout=0.4)
+    changes = {"train.steps": 3, "evaluation.every": 1, "data.task": task, "objective.gold": None}
+    e = config.override(experiment, changes | {"objective.reward": (Function("tests.run.rewarding:course"),)})
+    e = dataclasses.replace(e, checkpoint=Checkpointing(every=1, keep_latest=1, keep_best=1))
+    rewarding.COURSE[:] = [0.0, 3.0, 1.0]
+    assert rl.run(e, tmp_path / "run", e) == exits.EXIT_DONE
+    records = read_metrics(tmp_path / "run")
+    assert [r["eval/reward"] for r in records if "eval/reward" in r] == [0.0, 0.0, 3.0, 1.0]
+    assert checkpoint.steps_saved(tmp_path / "run") == [2, 3]
+    verdicts = ("right", "greedy", "greedy_score", "score", "pass@1", "majority@2")
+    assert not {k for r in records for k in r if k.rpartition("/")[2] in verdicts}
+    for asking in ({"objective.reward": (RISES, Correct())}, {"objective.dynamic": DynamicSampling()}):
+        with pytest.raises(UserError, match=r"asked.jsonl line 1: no field 'answer', which Correct, CosineLength and"):
+            rl.run(config.override(e, asking), tmp_path / "other")
 
 
 # --------------------------------------------------------------------------------------------------- self-correction

@@ -19,7 +19,8 @@ from jaxlm.data.world.draws import is_heldout
 class PromptFile:
     """One problem a line: {"prompt": text or a list of messages, "answer": text or number}; the rest of the line is
     metadata. GSM8K: prompt_field "question", verifier "gsm8k". The verifier "program": "answer" is what it prints, or a
-    list of [source that comes before it, what it then prints].
+    list of [source that comes before it, what it then prints]. A line without an answer can be asked all the same, and
+    gets no verdict.
 
     A prompt that is text is a user's message; `as_text`: one to go on with. A share of the lines, by what they ask, is
     held out.
@@ -48,8 +49,9 @@ def _conversation(cfg: PromptFile, asked) -> str | Conversation:
     return Conversation((*system, Message("user", asked)))
 
 
-def _lines(cfg: PromptFile) -> tuple[dict[str, list[Prompt]], str]:
-    """({split: prompts}, hash of the files)"""
+def _lines(cfg: PromptFile) -> tuple[dict[str, list[Prompt]], str, str | None]:
+    """({split: prompts}, hash of the files, where the first line without an answer stands)"""
+    unanswered = None
     out: dict[str, list[Prompt]] = {"train": [], "heldout": []}
     digest = hashlib.sha256(repr(dataclasses.astuple(cfg)[1:]).encode())
     for name, path in sources.files_of(sources.Files(cfg.path)):
@@ -59,22 +61,22 @@ def _lines(cfg: PromptFile) -> tuple[dict[str, list[Prompt]], str]:
                 if not isinstance(record, dict):
                     raise record if isinstance(record, ValueError) else ValueError("it is no JSON object")
                 asked = _conversation(cfg, record.get(cfg.prompt_field))
-                if record.get(cfg.answer_field) is None:
-                    raise ValueError(f"no field {cfg.answer_field!r}")
             except (ValueError, UserError) as e:
                 raise UserError(f"{path} {where}: {e}") from e
             split = "heldout" if is_heldout(repr(record[cfg.prompt_field]), cfg.heldout) else "train"
             about = {k: v for k, v in record.items() if k != cfg.prompt_field}
-            metadata = about | {"answer": record[cfg.answer_field]}
+            metadata = about | {"answer": record.get(cfg.answer_field)}
+            if metadata["answer"] is None and unanswered is None:
+                unanswered = f"{path} {where}"
             out[split].append(Prompt(asked, metadata, f"{name}:{where.split()[1]}"))
     for split, prompts in out.items():
         if not prompts:
             raise UserError(f"{cfg.path}: no {split} prompts at heldout={cfg.heldout}; it needs more lines")
-    return out, digest.hexdigest()
+    return out, digest.hexdigest(), unanswered
 
 
 @functools.lru_cache(maxsize=4)
-def _read(cfg: PromptFile, stamps: tuple) -> tuple[dict[str, list[Prompt]], str]:
+def _read(cfg: PromptFile, stamps: tuple) -> tuple[dict[str, list[Prompt]], str, str | None]:
     return _lines(cfg)
 
 
@@ -84,7 +86,7 @@ def _stamps(cfg: PromptFile) -> tuple:
     return tuple((str(p), os.stat(p).st_mtime_ns, os.stat(p).st_size) if storage.is_local(p) else str(p) for p in files)
 
 
-def read(cfg: PromptFile) -> tuple[dict[str, list[Prompt]], str]:
+def read(cfg: PromptFile) -> tuple[dict[str, list[Prompt]], str, str | None]:
     return _read(cfg, _stamps(cfg))
 
 
