@@ -10,6 +10,7 @@ from jaxlm import config, sharding
 from jaxlm.config import UserError
 from jaxlm.nn import transformer
 from jaxlm.optim.optimizers import AdamW
+from jaxlm.run import train
 from jaxlm.run.experiment import Experiment, validate
 from jaxlm.steps import state
 from tests.goldens.make_experiments import FOLDER
@@ -50,6 +51,24 @@ def test_a_seed_that_no_run_can_have_is_no_definition(path, seed, end):
         config.resolve("pretrain_tiny", sets=[f"{path}={seed}"])
     with pytest.raises(UserError, match=f"{path} must be"):
         config.override(config.resolve("pretrain_tiny", sets=["seed=2147483647"]), {path: seed})
+
+
+@pytest.mark.parametrize(
+    "name, missing, settings",
+    [
+        ("ppo_tiny", "reward_tiny", "--set=objective.reward.0.run=WORKDIR --set=objective.critic.run=WORKDIR"),
+        ("distill_tiny", "sft_tiny", "--set=objective.teacher=WORKDIR"),
+    ],
+)
+def test_a_run_that_is_named_by_default_and_missing_is_told_with_its_settings(
+    name, missing, settings, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"^no such workdir: runs/{missing}; name the run to take with {settings}$"):
+        train.inherit(config.resolve(name))
+    here = [s.removeprefix("--set=").replace("WORKDIR", str(tmp_path)) for s in settings.split()]
+    with pytest.raises(UserError, match="only with a parent: --set=parent=WORKDIR"):  # the next thing that is missing
+        train.inherit(config.resolve(name, sets=[*here, "model=none"]))
 
 
 @pytest.mark.parametrize("name", sorted(config.EXPERIMENTS))

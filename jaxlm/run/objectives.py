@@ -16,6 +16,7 @@ from jaxlm.data.chat import Chat
 from jaxlm.data.preferences import Preferences
 from jaxlm.data.prepare import Data
 from jaxlm.data.prompts import Prompts
+from jaxlm.feedback import parts
 from jaxlm.nn import flops, lora
 from jaxlm.nn.definition import padded_vocab
 from jaxlm.run import checkpoint, load, reward
@@ -94,6 +95,21 @@ def origins(e: Experiment) -> dict[str, str]:
         critic = e.parent if e.objective.critic.run is None else e.objective.critic.run
     found = {"parent": e.parent, "teacher": teacher, "critic": critic}
     return {what: workdir for what, workdir in found.items() if workdir is not None}
+
+
+def check_there(e: Experiment) -> None:
+    """Raises `UserError` for a run that the definition names and that is not there, with the settings that name it."""
+    settings = {"parent": e.parent}
+    if isinstance(e.objective, Distill):
+        settings["objective.teacher"] = e.objective.teacher
+    if isinstance(e.objective, PolicyGradient):
+        learned = {i: part.run for i, part in enumerate(e.objective.reward) if isinstance(part, parts.Learned)}
+        settings |= {f"objective.reward.{i}.run": run for i, run in learned.items()}
+        settings["objective.critic.run"] = getattr(e.objective.critic, "run", None)
+    for workdir in filter(None, settings.values()):
+        if not storage.path(workdir).is_dir():
+            given = " ".join(f"--set={path}=WORKDIR" for path, named in settings.items() if named == workdir)
+            raise UserError(f"no such workdir: {workdir}; name the run to take with {given}")
 
 
 def validate(e: Experiment) -> None:

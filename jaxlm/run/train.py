@@ -43,6 +43,7 @@ EXECUTION = ("dropout", "attention", "scan", "remat", "precision.")
 
 def inherit(e: Experiment) -> Experiment:
     """The definition with what it leaves to its parent; `UserError` when there is none, or the two do not fit."""
+    objectives.check_there(e)
     if e.parent is None:
         if isinstance(e.objective, Distill) and e.data.tokenizer is None:
             theirs = Saved(str(storage.path(e.objective.teacher) / "tokenizer"))

@@ -336,7 +336,7 @@ def test_adapters_resume_bit_equal_and_children_start_from_the_merged_model(expe
 @pytest.mark.parametrize(
     "values, words",
     [
-        ({"parent": "nowhere"}, "no such workdir: nowhere"),
+        ({"parent": "nowhere"}, "no such workdir: nowhere; name the run to take with --set=parent=WORKDIR$"),
         ({"model": None}, "only with a parent"),
         ({"model.width": 32}, r"model differs from that of parent .*width: 16 -> 32"),
         ({"data.tokenizer": Chars()}, "vocab_size|not that of parent"),
