@@ -137,6 +137,7 @@ def main(words: list[str]) -> int:
     on = Processes(PROCESSES.value, CPU_DEVICES.value, GPUS.value)
     job = job_flags.job(words, on, on.processes, shared_disk=True, max_failures=0, default_name="local")
     if job_flags.DRY_RUN.value:
+        jobs.check_definition(job, sys.executable)
         print("\n\n".join(jobs.show(step, job.secrets) for step in steps(job, free_port(), sys.executable)))
         return 0
     stopping: list[int] = []

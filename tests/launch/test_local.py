@@ -7,7 +7,10 @@ import sys
 import time
 
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
+from jaxlm.config import UserError
 from launch import local
 from launch.job import Job, Processes
 from launch.supervise import supervise
@@ -58,6 +61,17 @@ def test_a_signal_to_the_launcher_saves_and_does_not_start_again(tmp_path):
     _, err = launcher.communicate(timeout=60)
     assert launcher.returncode == 42, err
     assert "the same command goes on" in err
+
+
+def test_a_dry_run_resolves_the_definition(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    flags.FLAGS(["local"])
+    with flagsaver.flagsaver(dry_run=True, processes=2):
+        with pytest.raises(UserError, match="the command does not start: unknown experiment 'pretrain_tny'; nearest"):
+            local.main(["launch.train", "--experiment=pretrain_tny", "--workdir=runs/a"])
+        assert capsys.readouterr().out == ""
+        assert local.main(["launch.train", "--experiment=pretrain_tiny", "--workdir=runs/a"]) == 0
+        assert capsys.readouterr().out.count("--experiment=pretrain_tiny --workdir=runs/a") == 2
 
 
 def test_environment():
