@@ -50,20 +50,31 @@ SET = flags.DEFINE_multi_string("set", [], "path=value in the definition, after 
 REDO = flags.DEFINE_multi_string("redo", [], "Run this stage again from scratch; may be repeated.")
 
 
+PARTS = ("sft.", "reward.", "ppo.")  # where experiments stand in the definition
+
+
 def definition(scale: str, sets: list[str], judge: str | None) -> tuple[Rounds, Rounds]:
     """(the definition with `sets`, the scale's own)"""
     own = SCALES[scale]()
     x = config.parse_sets(own, sets)
-    x = x if judge is None else dataclasses.replace(x, judge=judge)
-    check(x)
-    return x, own
+    return x if judge is None else dataclasses.replace(x, judge=judge), own
+
+
+def check_same(root, x: Rounds, sets: list[str], judge: str | None) -> None:
+    """Raises `UserError` where `root` holds rounds of another definition: what differs, and what to give instead."""
+    if not (lines := lineage.differences(root, x, PARTS)):
+        return
+    fits = [s for s in SCALES if not lineage.differences(root, definition(s, sets, judge)[0], PARTS)]
+    give = f"give --scale={fits[0]}" if fits else "give the settings that it was begun with"
+    raise UserError(f"{lineage.held(root, lines)}; to go on there {give}, otherwise choose another --workdir")
 
 
 def run(workdir, parent: str, scale: str, count: int, sets: list[str], judge: str | None = None, redo=()) -> dict:
     """Runs what is not done; returns the records of all stages. Raises `exits.Stopped` when a training was stopped."""
     root = storage.path(workdir)
     x, own = definition(scale, sets, judge)
-    lineage.check_same_experiment(root, x, parts=("sft.", "reward.", "ppo."))
+    check(x)
+    check_same(root, x, sets, judge)
     storage.make_dir(root)
     storage.write_json(root / "config.json", {"schema_version": config.SCHEMA_VERSION} | config.to_dict(x))
     use_compilation_cache()

@@ -237,6 +237,25 @@ def test_a_page_says_what_got_no_ranking(done, parent, tmp_path):
     assert "4 prompts got no ranking" in page and "3 could not be read, and 2 were missing" in page
 
 
+def test_what_differs_from_the_rounds_of_a_folder_is_told_with_what_to_give(tmp_path, capsys):
+    x, _ = rounds.definition("smoke", ["max_tokens=16"], None)
+    (tmp_path / "config.json").write_text(config.to_json(x))
+    asked = ("smoke", ["max_tokens=17"], "runs/judge"), ("tiny", ["max_tokens=16"], None)
+    said = []
+    for scale, sets, judge in asked:
+        with pytest.raises(UserError) as e:
+            rounds.run(tmp_path, "parent", scale, 2, sets, judge)
+        said.append(str(e.value).removeprefix(f"{tmp_path} holds another experiment: "))
+    assert said[0] == (
+        "max_tokens: 16 -> 17; judge: None -> 'runs/judge' (its own -> asked for); to go on there give the settings "
+        "that it was begun with, otherwise choose another --workdir"
+    )
+    assert said[1].endswith("to go on there give --scale=smoke, otherwise choose another --workdir")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json"] and not capsys.readouterr().out
+    with pytest.raises(UserError, match="responses and best_of 2"):
+        rounds.run(tmp_path, "parent", "smoke", 2, ["responses=1"])
+
+
 def test_mistakes_are_one_clear_line(tmp_path, parent):
     with pytest.raises(UserError, match="responses and best_of 2"):
         rounds.run(tmp_path / "w", parent, "tiny", 1, ["responses=1"])
