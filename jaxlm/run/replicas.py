@@ -286,7 +286,7 @@ def train_together(runs: Mapping[str, Experiment], base: Experiment | None = Non
     e = experiments[0]
 
     with contextlib.ExitStack() as closing:
-        roots = [train.open_workdir(x, w, base, data.tokenizer) for x, w in zip(experiments, workdirs)]
+        roots = [train.open_workdir(w, data.tokenizer) for w in workdirs]
         closing.enter_context(Watchdog(clock, e.train.hang_seconds, roots[0]))
         closing.enter_context(loop.memory_advice("a smaller --at_once, "))
         checkpoints = [closing.enter_context(Checkpoints(root, e.checkpoint)) for root in roots]
@@ -299,6 +299,8 @@ def train_together(runs: Mapping[str, Experiment], base: Experiment | None = Non
         else:
             with clock.phase("restore"):
                 s, records = _restore(experiments, roots, checkpoints, found, data.hashes, mesh)
+        for root, x in zip(roots, experiments):
+            train.write_definition(root, x, base, data.tokenizer)
         reference = objectives.read_reference(e, mesh, records)
 
         first, skipped = found or 0, jax.device_get(s.skipped)

@@ -294,7 +294,7 @@ def train_rl(e: Experiment, workdir, base: Experiment | None = None) -> int:
     lora.validate(e.model, e.lora)
     lineage.check_same_experiment(workdir, e)
 
-    root = train.open_workdir(e, workdir, base, tokenizer)
+    root = train.open_workdir(workdir, tokenizer)
     # The data may take as long as it is large; from here on nothing takes long without a sign of life.
     with Watchdog(clock, e.train.hang_seconds, root), loop.memory_advice():
         checkpoints = Checkpoints(root, e.checkpoint)
@@ -309,11 +309,12 @@ def train_rl(e: Experiment, workdir, base: Experiment | None = None) -> int:
             with clock.phase("restore"):
                 s, metadata = checkpoints.restore(target, found)
             owed = metadata.get(loop.OWED, False)
-            lineage.check_same_data(metadata["hashes"], data.hashes)
             lineage.check_same_draws(metadata)
             records = storage.read_json(root / "lineage.json")
             if _records(e).get("rewards") != records.get("rewards"):
                 raise UserError("a reward model has been trained on, or its scale set anew, since this run began")
+            lineage.check_same_data(metadata["hashes"], data.hashes)
+        train.write_definition(root, e, base, tokenizer)
         first = int(s.step)
         scoring = Scoring(e, tokenizer, mesh, root, first)
         offered = _tools(e.data, root / "search")

@@ -202,21 +202,23 @@ def rates(e: Experiment, reference, devices: int) -> tuple[dict[str, float], str
     return per_second, f"peak {peak / 1e12:.3g} TFLOP/s a device, {source}"
 
 
-def open_workdir(e: Experiment, workdir, base: Experiment | None, tokenizer):
-    """The run directory with what is known before the first step; returns its path.
-
-    Process 0 writes it. The others meet it when they open the checkpoints, before they read any of it. `UserError` when
-    the run was saved with another tokenizer, which stays.
-    """
+def open_workdir(workdir, tokenizer):
+    """The path of the run directory, made where it was not there. `UserError` when the run was saved with another
+    tokenizer."""
     root = storage.make_dir(workdir)
     if steps_saved(root):
         lineage.check_same_tokenizer(root, tokenizer.hash)
+    return root
+
+
+def write_definition(root, e: Experiment, base: Experiment | None, tokenizer) -> None:
+    """Writes on process 0 what is known before the first step, over that of the start before: so not until nothing can
+    refuse to go on from what was saved."""
     if jax.process_index() == 0:
         storage.write_text(root / "config.json", config.to_json(e))
         storage.write_text(root / "diff.txt", "".join(f"{line}\n" for line in config.diff(base or e, e)))
         lineage.write_environment(root)
         tokenizer.save(root / "tokenizer")
-    return root
 
 
 def train(e: Experiment, workdir, base: Experiment | None = None) -> int:
@@ -227,7 +229,7 @@ def train(e: Experiment, workdir, base: Experiment | None = None) -> int:
     mesh = sharding.make_mesh(e.mesh)
     e, data = settle(e, workdir, mesh.shape["replica"] * mesh.shape["fsdp"])
 
-    root = open_workdir(e, workdir, base, data.tokenizer)
+    root = open_workdir(workdir, data.tokenizer)
     # The data may take as long as it is large; from here on nothing takes long without a phase that ends.
     with Watchdog(clock, e.train.hang_seconds, root), loop.memory_advice():
         checkpoints = Checkpoints(root, e.checkpoint)
@@ -239,9 +241,10 @@ def train(e: Experiment, workdir, base: Experiment | None = None) -> int:
         else:
             with clock.phase("restore"):
                 s, metadata = checkpoints.restore(state.abstract(e.model, e.optimizer, mesh, e.lora, e.heads), found)
-            lineage.check_same_data(metadata["hashes"], data.hashes)
             lineage.check_same_draws(metadata)
+            lineage.check_same_data(metadata["hashes"], data.hashes)
             records = storage.read_json(root / "lineage.json")
+        write_definition(root, e, base, data.tokenizer)
         reference = objectives.read_reference(e, mesh, records)
 
         per_second, peak = rates(e, reference, mesh.size)

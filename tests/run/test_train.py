@@ -20,7 +20,7 @@ from jaxlm.data.tokenizer import Bytes, BytesTokenizer, Chars
 from jaxlm.nn import lora
 from jaxlm.nn.lora import LoRA
 from jaxlm.nn.transformer import ModelConfig
-from jaxlm.optim.optimizers import AdamW
+from jaxlm.optim.optimizers import AdamW, Lion
 from jaxlm.optim.schedules import Cosine
 from jaxlm.run import checkpoint, exits, goodput, lineage, load, manifest, rl_evals, rl_metrics, train
 from jaxlm.run.checkpoint import Checkpointing
@@ -215,7 +215,8 @@ def test_updates_left_out_have_lines_of_their_own_and_stay_out_when_resumed(expe
 @pytest.mark.parametrize("this", [0, 1])
 def test_only_process_0_writes(experiment, tmp_path, monkeypatch, this):
     monkeypatch.setattr(jax, "process_index", lambda: this)
-    root = train.open_workdir(experiment, tmp_path / "run", None, BytesTokenizer())
+    root = train.open_workdir(tmp_path / "run", BytesTokenizer())
+    train.write_definition(root, experiment, None, BytesTokenizer())
     rl_metrics.write_help(root)
     rl_evals.Evaluation(experiment, None, None, None, None, root)._keep(3, [], None)
     found = {str(p.relative_to(root)) for p in Path(root).rglob("*") if p.is_file()}
@@ -234,11 +235,26 @@ def test_a_beginning_is_watched_and_runs_out_of_memory_like_a_step(experiment, t
 
 
 def test_a_refused_tokenizer_does_not_replace_the_runs_own(experiment, whole):
-    before = (whole / "tokenizer" / "tokenizer.json").read_bytes()
-    other = types.SimpleNamespace(hash="another", save=lambda folder: pytest.fail("it was written"))
+    other = types.SimpleNamespace(hash="another")
     with pytest.raises(UserError, match=r"tokenizer: \w{12} -> another; bring the former data back"):
-        train.open_workdir(experiment, whole, None, other)
-    assert (whole / "tokenizer" / "tokenizer.json").read_bytes() == before
+        train.open_workdir(whole, other)
+
+
+@pytest.mark.parametrize("other", ["optimizer", "data"])
+def test_a_refusal_leaves_what_was_written(experiment, whole, tmp_path, other):
+    """What may differ is written down only when nothing that may not has been found."""
+    run = shutil.copytree(whole, tmp_path / "run")
+    e = config.override(experiment, {"optimizer.lr": 2e-3, "train.steps": STEPS + 1})
+    if other == "optimizer":
+        e, words = dataclasses.replace(e, optimizer=Lion()), "is of another model or optimizer"
+    else:
+        text = Path(experiment.data.path).read_text().replace("reads", "leads")
+        (tmp_path / "other.jsonl").write_text(text)
+        e, words = config.override(e, {"data.path": str(tmp_path / "other.jsonl")}), "the data has changed"
+    files = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    with lineage.allowing(run, ["optimizer", "data.path"], e), pytest.raises(UserError, match=words):
+        train.train(e, run, experiment)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == files
 
 
 def test_a_run_that_is_never_finite_ends(experiment, tmp_path):
