@@ -3,14 +3,13 @@
 import tempfile
 
 import numpy as np
-import pytest
 
 from jaxlm.data import chat, loader, packing
 from jaxlm.data.conversation import render
 from jaxlm.data.tokenizer import BytesTokenizer
 from jaxlm.data.trajectory import Trajectory
 from tests.data import test_chat, test_packing
-from tests.rl.mutate import Mutation, assert_caught, assert_harmless
+from tests.rl.mutate import Mutation, mutation_tests
 
 TOKENIZER = BytesTokenizer()
 
@@ -81,10 +80,4 @@ MUTATIONS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name)
-def test_is_noticed(mutation):
-    assert_caught(mutation)
-
-
-def test_the_swap_alone_breaks_nothing():
-    assert_harmless(MUTATIONS)
+test_is_noticed, test_the_swap_alone_breaks_nothing = mutation_tests(MUTATIONS)

@@ -81,3 +81,13 @@ def assert_harmless(mutations: Iterable[Mutation]):
             stack.enter_context(mutated(module, source, source))
         for check in {m.check for m in mutations}:
             check()
+
+
+def mutation_tests(mutations: Iterable[Mutation]) -> tuple[Callable, Callable]:
+    """(a test for each mutation that its check notices it, the test of the control), for a module to name."""
+
+    @pytest.mark.parametrize("mutation", mutations, ids=lambda m: m.name)
+    def is_noticed(mutation):
+        assert_caught(mutation)
+
+    return is_noticed, lambda: assert_harmless(mutations)

@@ -5,7 +5,6 @@ import types
 from unittest import mock
 
 import numpy as np
-import pytest
 
 from jaxlm.optim.optimizers import AdamW
 from jaxlm.rl.rewards import Subtract
@@ -14,7 +13,7 @@ from jaxlm.run.goodput import Clock
 from jaxlm.steps import learn
 from jaxlm.steps.policy import DR_GRPO
 from jaxlm.steps.update import Train
-from tests.rl.mutate import Mutation, assert_caught, assert_harmless
+from tests.rl.mutate import Mutation, mutation_tests
 from tests.steps.test_mutations import MODEL, ONE, PARAMS, SAMPLE, gone_on, kl_of_the_sample, near
 
 OBJECTIVE = dataclasses.replace(DR_GRPO, samples=2)
@@ -96,10 +95,4 @@ MUTATIONS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name)
-def test_is_noticed(mutation):
-    assert_caught(mutation)
-
-
-def test_the_swap_alone_breaks_nothing():
-    assert_harmless(MUTATIONS)
+test_is_noticed, test_the_swap_alone_breaks_nothing = mutation_tests(MUTATIONS)

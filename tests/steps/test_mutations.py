@@ -6,7 +6,6 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jaxlm import sharding
 from jaxlm.data.conversation import Conversation, Message
@@ -28,7 +27,7 @@ from jaxlm.steps.pretrain import NextToken
 from jaxlm.steps.reward import RewardModel
 from jaxlm.steps.rollout import Sample, Sampler
 from jaxlm.steps.update import Train
-from tests.rl.mutate import Mutation, assert_caught, assert_harmless
+from tests.rl.mutate import Mutation, mutation_tests
 from tests.sample.scripted import AUTOMATON, automaton, symbol
 from tests.steps import offline
 from tests.tiny_run import random_params
@@ -379,10 +378,4 @@ MUTATIONS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name)
-def test_is_noticed(mutation):
-    assert_caught(mutation)
-
-
-def test_the_swap_alone_breaks_nothing():
-    assert_harmless(MUTATIONS)
+test_is_noticed, test_the_swap_alone_breaks_nothing = mutation_tests(MUTATIONS)
