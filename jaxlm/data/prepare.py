@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from jaxlm.data.packing import PackedSet, open_packed, pack
 from jaxlm.data.shards import Shards, ShardWriter, building
 from jaxlm.data.sources import Document, EmbeddedPython, Files, Source, documents, fingerprint, rejects_for
 from jaxlm.data.tokenizer import Bytes, Chars, Saved, SentencePiece, Tokenizer
-from jaxlm.data.world.corpus import World
+from jaxlm.data.world.corpus import World, size
 
 SCHEMA_VERSION = 1  # of the curated folder; part of every stage's name
 HELDOUT = "heldout/"  # ids that begin so validate under `ById`
@@ -44,7 +45,8 @@ class ByDocument:
 @dataclasses.dataclass(frozen=True)
 class ById:
     """Documents whose id begins with `heldout/` validate, all others train: those of a `World`, and of a folder of
-    files those in its folder `heldout`. A source that has no such id is split as `ByDocument` does.
+    files those in its folder `heldout`. A source that has no such id is split as `ByDocument` does; of a `World` this
+    is told, for it then trains on less than it has.
     """
 
     valid_fraction: float = 0.05  # where the hash decides
@@ -314,8 +316,20 @@ def _packed(data: Data, found: Curated, tokenizer: Tokenizer, progress: bool):
     return out["train"], out["valid"], key, folder
 
 
+def _without_heldout(data: Data) -> Iterator[str]:
+    """A line for each world that `ById` is to split and that has nothing to tell it by."""
+    for source in _sources(data) if isinstance(data.split, ById) else ():
+        if isinstance(source, World) and not size(source)[1]:
+            yield (
+                f"{source.name}: a World(validation=0) has no documents for data.split=ById to hold out; "
+                f"{data.split.valid_fraction:.1%} of them validate by a hash of the text, and do not train"
+            )
+
+
 def prepare(data: Data, progress: bool = True) -> Prepared:
     """All three stages. Raises `UserError` for whatever is wrong with the definition, the text or the disk."""
+    for line in _without_heldout(data):
+        print(line, file=sys.stderr)
     found = curated(data, progress)
     tokenizer = tokenizer_for(data, progress)
     train, valid, key, folder = _packed(data, found, tokenizer, progress)

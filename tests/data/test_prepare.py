@@ -225,6 +225,20 @@ def test_without_such_ids_the_hash_decides(with_world):
     assert p.hashes["packed"] != by_hash.hashes["packed"] and p.hashes["corpus"] == by_hash.hashes["corpus"]
 
 
+def test_a_world_without_heldout_documents_is_told(with_world, capsys):
+    """And nobody else is, by whatever else the hash decides."""
+    quietly(with_world)
+    assert capsys.readouterr().err == ""
+    without = replace(with_world, sources=(replace(WORLD, validation=0),))
+    p = quietly(without)
+    assert p.valid["world"].documents > 0  # which train no more
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith("world: a World(validation=0) has no documents for data.split=ById to")
+    assert " 5.0% of them validate by a hash" in said[0]
+    quietly(replace(without, split=ByDocument()))
+    assert capsys.readouterr().err == ""
+
+
 def test_a_folder_named_heldout_validates(data, tmp_path):
     (tmp_path / "f" / "heldout").mkdir(parents=True)
     for name, text in zip(("a.txt", "b.txt", "heldout/c.txt"), texts(3)):
