@@ -3,8 +3,9 @@
 usage:
   python -m launch.tour_seeds --workdir=TOUR --workdir=TOUR... [--out=FILE]
 
-A column for each tour, named by its seed, then their mean, from three on with a 95% interval over tours (Student's t).
-Rows of stages that a tour has not done stay empty. `lost` and `times fewer` compare the same held-out questions before
+A column for each tour, named by its seed, then their mean, from three on with a 95% interval over tours (Student's t,
+cut off at 0 and 1, which no share is beyond; `lost` may be negative, and its interval is cut off at -1). Rows of stages
+that a tour has not done stay empty. `lost` and `times fewer` compare the same held-out questions before
 and after the last fine-tuning; `times fewer` of the mean is that of the mean rates.
 
 examples:
@@ -35,12 +36,14 @@ TOLD = {"often": "told often", "told": "all told"}
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """value: the results of a tour's stages by name -> a figure, or None. of: two rows whose ratio this row is."""
+    """value: the results of a tour's stages by name -> a figure, or None. of: two rows whose ratio this row is. least:
+    of the figure, which is never above 1."""
 
     name: str
     value: Callable[[dict], float | None] | None = None
     of: tuple["Row", "Row"] | None = None
     digits: int = 3
+    least: float = 0.0
 
 
 def _at(found: dict, *path: str) -> float | None:
@@ -51,8 +54,8 @@ def _at(found: dict, *path: str) -> float | None:
     return found
 
 
-def _figure(name: str, *path: str) -> Row:
-    return Row(name, lambda found: _at(found, *path))
+def _figure(name: str, *path: str, least: float = 0.0) -> Row:
+    return Row(name, lambda found: _at(found, *path), least=least)
 
 
 def _listed(name: str, stage: str, where: dict[str, str], *path: str) -> Row:
@@ -86,10 +89,10 @@ def _known() -> list[Row]:
     for side, name in TOLD.items():
         path = ("reprobe", "compared", "known", side)
         rows += [_figure(f"right, {name}: {when}", *path, when, "value") for when in ("before", "after")]
-        rows.append(_figure(f"right, {name}: lost", *path, "lost", "value"))
+        rows.append(_figure(f"right, {name}: lost", *path, "lost", "value", least=-1.0))
     test = ("reprobe", "threshold", "test")
     rows.append(_figure("threshold instead: wrong, both", *test, "unknown", "untold", "after", "value"))
-    rows.append(_figure("threshold instead: lost, all told", *test, "known", "told", "lost", "value"))
+    rows.append(_figure("threshold instead: lost, all told", *test, "known", "told", "lost", "value", least=-1.0))
     for when in ("before", "after", "open book, before", "open book, after"):
         path = ("reprobe", "summaries", when)
         if not when.startswith("open"):
@@ -123,12 +126,13 @@ def rows(found: Sequence[dict]) -> list[Row]:
     return [*_asked(), *_known(), *_tools(found), *over_all]
 
 
-def _mean(values: Sequence[float | None], digits: int) -> str:
+def _mean(values: Sequence[float | None], digits: int, least: float) -> str:
     if None in values:
         return ""
     s = summarize(values)
     half = half_width(s) if s.n > 2 else None
-    bounds = "" if half is None else f" [{s.mean - half:.{digits}f}, {s.mean + half:.{digits}f}]"
+    low, high = (s.mean, s.mean) if half is None else (max(s.mean - half, least), min(s.mean + half, 1.0))
+    bounds = "" if half is None else f" [{low:.{digits}f}, {high:.{digits}f}]"
     return f"{s.mean:.{digits}f}{bounds}"
 
 
@@ -140,7 +144,7 @@ def cells(row: Row, found: Sequence[dict]) -> list[str]:
     """A row's figures, one for each tour and then their mean."""
     if row.of is None:
         values = [row.value(one) for one in found]
-        mean = _mean(values, row.digits)
+        mean = _mean(values, row.digits, row.least)
     else:
         sides = [[side.value(one) for one in found] for side in row.of]
         values = [_ratio(*pair) for pair in zip(*sides)]

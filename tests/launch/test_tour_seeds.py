@@ -12,6 +12,10 @@ from launch import tour_seeds
 flags.FLAGS.set_gnu_getopt(True)
 
 
+def known(lost: float) -> dict:
+    return {"before": {"value": max(lost, 0.0)}, "after": {"value": max(-lost, 0.0)}, "lost": {"value": lost}}
+
+
 def unknown(before: float, after: float) -> dict:
     return {"before": {"value": before}, "after": {"value": after}, "factor": None}
 
@@ -38,13 +42,22 @@ def test_a_column_for_each_tour_and_their_mean():
     found = rows(tour_seeds.table(["a", "b", "c"], three))
     assert found[""] == ["a", "b", "c", "mean"]
     # Standard deviation 0.1, standard error 0.0577; Student's t with two degrees of freedom is 4.303.
-    shown = ["0.900", "1.000", "0.800", "0.900 [0.652, 1.148]"]
+    shown = ["0.900", "1.000", "0.800", "0.900 [0.652, 1.000]"]  # and not up to 1.148
     assert found["people that fine-tuning has not a word about: assistant"] == shown
     # No wrong answer is left in the second: it has no ratio, and that of the means is of all.
     assert found["wrong, both: times fewer"] == ["8.0", "", "7.0", "12.0"]
     assert found["arithmetic, by a tool: without tools"][:3] == ["0.000"] * 3
     assert "arithmetic, by a tool: called" not in found, "a row that nobody has"
     assert not any("base" in name for name in found)
+
+
+def test_an_interval_ends_where_its_figure_does():
+    three = [results(0.5, 0.8, 0.1) for _ in range(3)]
+    for one, lost in zip(three, (-0.9, 0.1, 0.1)):
+        one["reprobe"]["compared"]["known"] = {"told": known(lost)}
+    found = rows(tour_seeds.table(["a", "b", "c"], three))
+    assert found["right, all told: lost"][-1] == "-0.233 [-1.000, 1.000]"  # a half width of 1.434
+    assert found["right, all told: after"] == ["0.900", "0.000", "0.000", "0.300 [0.000, 1.000]"]
 
 
 def test_few_tours_have_no_interval_and_a_stage_not_done_no_figure():
