@@ -160,7 +160,8 @@ def _forward(model, tokens: int, length: int, logits: bool = True, scored: int |
 def _sampling(model, mesh, params, beside: dict, B: int, prompt: int, longest: int, samples: int = 1) -> list[Stage]:
     """The decoder's two large programs: some prompts fed at once, and one token for every slot.
 
-    samples: of each prompt.
+    Of parameters with their layers stacked, as a TPU decodes with them; elsewhere `engine.laid_out` takes them apart
+    first, and a step reads less. samples: of each prompt.
     """
     shape = {"B": B} | engine.sizes(longest, STOPS, prompt + longest)
     s = slots.described(model, mesh, **shape)

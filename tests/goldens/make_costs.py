@@ -27,7 +27,8 @@ def costs() -> dict[str, dict[str, float]]:
     """{experiment/stage: figures} on one CPU device.
 
     flops, bytes: of arithmetic, and read or written by what is left after fusion. temporaries: bytes at the peak beside
-    arguments and results. donated: bytes that are updated in place.
+    arguments and results. donated: bytes that are updated in place. Prefill and decode are those of a TPU, with the
+    layers stacked; a CPU's own, with the layers apart, tests/sample/test_engine.py compares with them.
     """
     found = {}
     for name, programs in PROGRAMS.items():
