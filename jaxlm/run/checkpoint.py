@@ -3,7 +3,8 @@
 Orbax does not verify what it reads. So each step's folder carries `manifest.json`, written into the folder before it
 gets its final name: the sha256 of every file, the shape and dtype of every array, the metric and the best one so far,
 the caller's metadata, and a hash of itself. A folder without a manifest that holds was never a saved step. At the start
-of a run bad folders are moved to `checkpoints/quarantine/`, never deleted, and the newest good one is used.
+of a run bad folders are moved to `checkpoints/quarantine/`, never deleted, and the newest good one is used. Several
+processes share the hashing and the verifying (`together`).
 
 What says what the arrays are (`CARRIED`) is copied into each folder and hashed with it: a folder that is taken out of
 its run can be read as if it were one, by whatever reads the parameters of a run.
@@ -21,15 +22,13 @@ import re
 import time
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
-from jax.experimental import multihost_utils
 
 from jaxlm import broadcast, storage, tree
 from jaxlm.config import UserError
-from jaxlm.run import arrays, lineage, manifest, quarantine
+from jaxlm.run import arrays, lineage, manifest, quarantine, together
 from jaxlm.run.exits import Diverged
 
 # Seconds after which Orbax gives up a save. It counts by the time of day, which may be set while it waits; what really
@@ -189,13 +188,6 @@ def _is_disk_full(e: BaseException | None) -> bool:
     return False
 
 
-def _agree(value: int) -> int:
-    """Process 0's value on every process."""
-    if jax.process_count() == 1:
-        return value
-    return int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int64)))
-
-
 class Checkpoints:
     """The checkpoints of one workdir, for the one program that trains there. Every process calls every method."""
 
@@ -208,6 +200,7 @@ class Checkpoints:
         self.directory = _directory(workdir)
         storage.make_dir(self.directory)
         self._pending = None  # (step, arrays, metadata, metric) of the save under way
+        self._shared = None  # the same save, as several processes make it
         self._verified: set[int] = set()
         self._took: dict[str, float] = {}  # since `cost` was last asked
         self._began = 0.0  # the save under way, in monotonic seconds
@@ -225,7 +218,11 @@ class Checkpoints:
                         policies.BestN(get_metric_fn=_metric, reverse=True, n=cfg.keep_best),
                     ]
                 ),
-                async_options=ocp.AsyncOptions(timeout_secs=ANY_JUMP, post_finalization_callback=self._seal),
+                async_options=ocp.AsyncOptions(
+                    timeout_secs=ANY_JUMP,
+                    post_finalization_callback=self._seal,
+                    barrier_sync_fn=(lambda **at: self._shared.barrier(**at)) if jax.process_count() > 1 else None,
+                ),
                 cleanup_tmp_directories=True,
                 save_root_metadata=False,
             ),
@@ -237,7 +234,7 @@ class Checkpoints:
             for step in steps(self.directory):
                 if found := manifest.problem(self.directory / str(step), full=False):
                     self._quarantine(step, found)
-        _agree(0)
+        together.agree(0)
 
     def _quarantine(self, step: int, why: str) -> None:
         # Object storage cannot rename a folder: a first save that was cut off there has its name, and no manifest.
@@ -259,13 +256,13 @@ class Checkpoints:
     def _seal(self) -> None:
         """Runs on process 0 in Orbax's thread, when every file is written and the folder has no final name yet."""
         step, described, metadata, metric = self._pending
-        temporary = [p for p in self.directory.iterdir() if p.name.startswith(f"{step}.orbax-checkpoint-tmp")]
-        folder = max(temporary, key=lambda p: p.stat().mtime) if temporary else self.directory / str(step)
+        folder = manifest.under_way(self.directory / str(step))
         for name in CARRIED:
             storage.copy(self.directory.parent / name, folder / name)
-        began = time.monotonic()
-        manifest.write(folder, step, described, metadata, metric, self._best(step, metric))
-        self._took["checkpoint/hash_seconds"] = time.monotonic() - began
+        hashed, began = self._shared.told() if self._shared else [], time.monotonic()
+        manifest.write(folder, step, described, metadata, metric, self._best(step, metric), hashed)
+        slowest = max((part["seconds"] for part in hashed), default=0.0)
+        self._took["checkpoint/hash_seconds"] = slowest + time.monotonic() - began
         self._took["checkpoint/write_seconds"] = time.monotonic() - self._began
 
     def _best(self, step: int, metric: float | None) -> dict | None:
@@ -284,7 +281,7 @@ class Checkpoints:
             if not _is_disk_full(e):
                 raise
             step = self._pending[0] if self._pending else "?"
-            for p in self.directory.iterdir():
+            for p in self.directory.iterdir() if jax.process_index() == 0 else ():
                 if ".orbax-checkpoint-tmp" in p.name:
                     p.rmtree(missing_ok=True)
             raise UserError(self._full(f"checkpoint {step} could not be written")) from e
@@ -319,10 +316,12 @@ class Checkpoints:
             raise Diverged(self._bad(step, f"{name} has values that are not finite", latest))
         metadata = json.loads(json.dumps(metadata or {}))  # what is no JSON fails here, not in the background
         self._preflight(step, flat)
+        final, me, of = self.directory / str(step), jax.process_index(), jax.process_count()
         with self._errors():
             self._manager.wait_until_finished()  # before `_pending` changes under the previous save
             metric, self._began = None if metric is None else float(metric), time.monotonic()
             self._pending = (step, {n: arrays.describe(x) for n, x in flat.items()}, metadata, metric)
+            self._shared = together.Save(lambda: manifest.own(final, me)) if of > 1 else None
             started = self._manager.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.PyTreeSave(arrays.nested(flat))),
@@ -343,7 +342,7 @@ class Checkpoints:
         needed += sum(storage.size(self.directory.parent / name) for name in CARRIED)
         free = storage.free_bytes(self.directory)
         short = jax.process_index() == 0 and free is not None and free < needed
-        if _agree(int(short)):
+        if together.agree(int(short)):
             raise UserError(
                 self._full(f"checkpoint {step} needs {needed / 2**20:.0f} MiB, there are {free / 2**20:.0f} MiB left")
             )
@@ -355,18 +354,15 @@ class Checkpoints:
         begins again only where that is allowed by name (`lineage.allowing`).
         """
         self.wait()
-        found, began = -1, time.monotonic()
-        if jax.process_index() == 0:
-            for step in reversed(steps(self.directory)):
-                bad = None if step in self._verified else manifest.problem(self.directory / str(step))
-                if bad is None:
-                    found = step
-                    break
-                self._quarantine(step, bad)
-            if self._moved:
-                logging.error("%s: %s", self.directory, f"going on from step {found}" if found >= 0 else "NONE IS LEFT")
-        found = _agree(found)
-        if _agree(int(self._moved)):
+        began, candidates = time.monotonic(), iter(reversed(steps(self.directory)))  # of process 0
+        while (found := together.agree(next(candidates, -1))) >= 0 and found not in self._verified:
+            if (bad := together.problem(self.directory / str(found))) is None:
+                break
+            if jax.process_index() == 0:
+                self._quarantine(found, bad)
+        if self._moved:
+            logging.error("%s: %s", self.directory, f"going on from step {found}" if found >= 0 else "NONE IS LEFT")
+        if together.agree(int(self._moved)):
             self._manager.reload()
         self._moved = False
         if found < 0:
@@ -425,7 +421,8 @@ class Checkpoints:
     def cost(self) -> dict[str, float]:
         """Seconds for the log, each once, on process 0, that no phase of the run's clock has: of the last save that is
         complete, all of them, behind training's back (`checkpoint/write_seconds`), and those of hashing what was
-        written (`checkpoint/hash_seconds`); of verifying the step that was gone on from (`checkpoint/verify_seconds`).
+        written (`checkpoint/hash_seconds`: of the slowest process, and of process 0 for what was merged then); of
+        verifying the step that was gone on from (`checkpoint/verify_seconds`).
         """
         took, self._took = self._took, {}
         return took
