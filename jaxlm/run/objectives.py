@@ -5,6 +5,7 @@ that samples them, beside `train.py`.
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 
 import jax
@@ -140,11 +141,34 @@ def check_tokenizers(e: Experiment, tokenizer) -> None:
         raise UserError("objective.doubt is learned in thoughts, and this tokenizer has no symbols for them")
 
 
+# (workdir, step) -> a step that this process has hashed, and how its files looked then.
+_hashed: dict[tuple[str, int | None], tuple[checkpoint.Saved, dict | None]] = {}
+
+
+def _look(folder) -> dict | None:
+    """What of its files changes when they do; None on object storage, where no time is told so finely."""
+    if not storage.is_local(folder):
+        return None
+    stats = {name: os.stat(p) for name, p in storage.files(folder).items()}
+    return {name: (s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in stats.items()}
+
+
+def _saved(workdir, step: int | None = None) -> checkpoint.Saved:
+    """`checkpoint.saved`, which hashes no step that it has hashed in this process and whose files look as they did."""
+    key = os.path.abspath(workdir) if storage.is_local(workdir) else str(workdir)
+    had, looked = _hashed.get((key, step), (None, None))
+    if looked is not None and had.folder.is_dir() and _look(had.folder) == looked:
+        return had
+    found = checkpoint.saved(workdir, step)
+    _hashed[key, found.step] = found, _look(found.folder)
+    return found
+
+
 def origin_records(e: Experiment) -> dict[str, dict]:
     """What lineage.json says of each: its newest checkpoint, by step and hash, and the hashes of its data."""
     out = {}
     for what, workdir in origins(e).items():
-        found = checkpoint.saved(workdir)
+        found = _saved(workdir)
         out[what] = {"step": found.step, "checkpoint": found.sha256, "hashes": found.metadata.get("hashes", {})}
     return out
 
@@ -172,7 +196,7 @@ def read_reference(e: Experiment, mesh, records: dict):
 def read_origin(e: Experiment, what: str, mesh, records: dict):
     """(bound definition, parameters) of an origin, at the checkpoint that lineage.json recorded; never another."""
     workdir, step = origins(e)[what], records[what]["step"]
-    found = checkpoint.saved(workdir, step)
+    found = _saved(workdir, step)
     if found.sha256 != records[what]["checkpoint"]:
         raise UserError(f"checkpoint {step} of {what} {workdir} is not the one that this run began with")
     theirs = load.load_bound(workdir)

@@ -1,15 +1,19 @@
 """A run read back, or one step of it that has been taken elsewhere."""
 
+import dataclasses
 import json
+import os
 import shutil
 
 import jax
 import numpy as np
 import pytest
 
+from jaxlm import sharding
 from jaxlm.config import UserError
-from jaxlm.run import checkpoint, load, manifest
+from jaxlm.run import checkpoint, load, manifest, objectives
 from jaxlm.run.policy import policy_of
+from jaxlm.sharding import MeshConfig
 from tests import tiny_run
 
 
@@ -50,6 +54,26 @@ def test_a_step_is_hashed_once(trained, monkeypatch):
     load.load_run(trained)
     load.load_run(trained, 7)
     assert [p.name for p in seen] == ["7", "7"]
+
+
+def test_what_a_run_begins_with_is_hashed_once_unless_its_files_change(trained, tmp_path, monkeypatch):
+    """For lineage, for the parameters and for the reference; a file that is only touched might have been changed."""
+    seen, problem = [], manifest.problem
+    monkeypatch.setattr(manifest, "problem", lambda folder, *a, **k: seen.append(folder) or problem(folder, *a, **k))
+    run = shutil.copytree(trained, tmp_path / "run")
+    e, mesh = dataclasses.replace(load.load_bound(run), parent=str(run)), sharding.make_mesh(MeshConfig(fsdp=1))
+    records = objectives.origin_records(e)
+    first, second = (objectives.read_origin(e, "parent", mesh, records)[1] for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+    assert len(seen) == 1
+    file = max((run / "checkpoints" / "7").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    os.utime(file, ns=(1, 1))
+    objectives.read_origin(e, "parent", mesh, records)
+    assert len(seen) == 2
+    file.write_bytes(bytes(file.stat().st_size))
+    os.utime(file, ns=(1, 1))
+    with pytest.raises(UserError, match=f"damaged.*{file.name}"):
+        objectives.read_origin(e, "parent", mesh, records)
 
 
 def test_steps_of_before_they_carried_anything_are_read(trained, tmp_path):
