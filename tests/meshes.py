@@ -1,7 +1,8 @@
-"""Every stage under every scheme on 8 devices, of one process and of two, beside the same run on one device.
+"""Every stage under every scheme on 8 devices, of one process and of several, beside the same run on one device.
 
 usage:
-  python -m tests.meshes --out=FILE.json [--stage=NAME]... [--scheme=NAME]... [--folder=DIR] [--limit=SECONDS]
+  python -m tests.meshes --out=FILE.json [--stage=NAME]... [--scheme=NAME]... [--processes=1,2]
+                         [--folder=DIR] [--limit=SECONDS]
 
 Two updates of each stage's tiny definition (tests/faults/definitions.py) in fresh processes. What is compared: the
 batches, which must be the same; the losses of both updates and the norm of their gradients, relative to their value or
@@ -41,6 +42,7 @@ WITHIN = 1e-4
 OUT = flags.DEFINE_string("out", None, "File that gets all that was found, as JSON.")
 STAGE = flags.DEFINE_multi_enum("stage", [], STAGES, "Only this stage; may be repeated.")
 SCHEME = flags.DEFINE_multi_enum("scheme", [], sorted(SCHEMES), "Only this scheme; may be repeated.")
+PROCESSES = flags.DEFINE_list("processes", ["1", "2"], "How many processes have the 8 devices, with commas between.")
 FOLDER = flags.DEFINE_string("folder", None, "Folder to work in, kept for the next time.")
 LIMIT = flags.DEFINE_float("limit", child.TOO_LONG, "Seconds for a run; one that takes longer ends with its stacks.")
 
@@ -71,12 +73,14 @@ def compared(root: Path, stage: str, scheme: str, processes: int) -> dict:
 def main() -> int:
     if OUT.value is None:
         raise UserError("--out=FILE.json is missing: what was found")
+    if wrong := [n for n in PROCESSES.value if n not in ("1", "2", "4", "8")]:
+        raise UserError(f"--processes={wrong[0]}: 8 devices are shared by 1, 2, 4 or 8 processes")
     found, child.TOO_LONG = [], LIMIT.value  # which the processes that run have from this one
     kept = contextlib.nullcontext(FOLDER.value) if FOLDER.value else tempfile.TemporaryDirectory()
     with kept as root:
         for stage in STAGE.value or STAGES:
             for scheme in SCHEME.value or SCHEMES:
-                for processes in (1, 2):
+                for processes in map(int, PROCESSES.value):
                     r = {"stage": stage, "scheme": scheme, "processes": processes, "devices": 8}
                     try:
                         r |= compared(Path(root), stage, scheme, processes)
