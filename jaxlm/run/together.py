@@ -5,12 +5,15 @@ the folder and given it its name; it is over. A process whose part fails does no
 the third for the others, who wait for it at an earlier one, for as long as a save may take. So the barriers are those
 of `Save`: before the first one each process hashes what it has written, and who fails says so and comes to all of them.
 
-What is told goes through jax's coordination service, since the collectives of the devices are training's.
+What is told goes through jax's coordination service, since the collectives of the devices are training's. The error
+that is told first is raised on all, with its kind and what caused it, so that all end for one reason: another's own may
+be no more than its vain wait for who had failed.
 """
 
 import itertools
 import json
 import sys
+import threading
 from collections.abc import Callable
 
 import jax
@@ -20,6 +23,7 @@ from absl import logging
 from jax._src import distributed  # no public name of jax gives the service's client
 from jax.experimental import multihost_utils
 
+from jaxlm.config import UserError
 from jaxlm.run import manifest
 
 _numbers = itertools.count()  # of the saves: every process makes all of them, in one order
@@ -45,12 +49,15 @@ class Save:
         self._folder = f"jaxlm/save/{next(_numbers)}"
         self._service = distributed.global_state.client
         self._wait = ocp.multihost.get_barrier_sync_fn()
-        self._begun = False
+        self._sets = 0  # of Orbax's "a save is under way": True before it, False in a `finally`
+        # Orbax's thread that ends a failed save may not wait for the one that still writes: both come to the barriers.
+        self._lock = threading.Lock()
         self._ahead = ["written", "sealed"]
         self._error = None
 
     def barrier(self, *, key: str, timeout_ms: int) -> None:
-        """Waits for all processes; `RuntimeError` on each when the save has failed on one."""
+        """Waits for all processes; when the save has failed on one, raises on each what that one has told: `UserError`
+        where it was one there, else `RuntimeError`."""
         if "async_write_complete" in key:
             try:
                 mine = json.dumps(self._own())
@@ -63,10 +70,13 @@ class Save:
             self._meet("sealed", timeout_ms)
             self._require_success()
         else:
-            if self._begun and key.endswith("set_value_start"):  # in a `finally`, when the save is over or has failed
+            self._sets += key.endswith("set_value_start")
+            is_over = self._sets == 2
+            if is_over and key.endswith("set_value_start"):
                 self._come_to_what_is_left(sys.exception(), timeout_ms)
-            self._begun = True
             self._wait(key=key, timeout_ms=timeout_ms)
+            if is_over and key.endswith("set_value_end"):  # nobody fails after this one
+                self._require_success()
 
     def told(self) -> list[dict]:
         """What each process has told; for process 0, once, after the first barrier."""
@@ -77,30 +87,47 @@ class Save:
             except jax.errors.JaxRuntimeError:  # an Orbax whose barriers have other names: process 0 does it all
                 logging.warning("process %d has told nothing of what it wrote to the checkpoint", process)
         self._service.key_value_delete(f"{self._folder}/told/")
+        if 0 < len(out) < jax.process_count():
+            raise RuntimeError(f"{len(out)} of {jax.process_count()} processes have told what they wrote")
         return out
 
     def _meet(self, name: str, timeout_ms: int) -> None:
-        self._ahead.remove(name)
+        with self._lock:
+            if name not in self._ahead:
+                return
+            self._ahead.remove(name)
         self._wait(key=f"{self._folder}/{name}", timeout_ms=timeout_ms)
 
     def _come_to_what_is_left(self, error: BaseException | None, timeout_ms: int) -> None:
-        if self._ahead and not self._failures():
+        if error is not None and not self._failures():
             self._fail(error)
-        while self._ahead:
-            self._meet(self._ahead[0], timeout_ms)
+        for name in tuple(self._ahead):
+            self._meet(name, timeout_ms)
 
-    def _fail(self, error: BaseException | None) -> None:
-        self._error = error
-        told = f"{type(error).__name__}: {error}"
-        self._service.key_value_set(f"{self._folder}/failed/{jax.process_index()}", told, allow_overwrite=True)
+    def _fail(self, error: BaseException) -> None:
+        with self._lock:
+            if self._error is not None:
+                return
+            self._error, chain, process = error, [], jax.process_index()
+            while error is not None:
+                chain.append(f"{type(error).__name__}: {error}")
+                error = error.__cause__ or error.__context__
+            is_users = isinstance(self._error, UserError)
+            line = str(self._error) if is_users else chain[0]
+            told = {"process": process, "is_users": is_users, "line": line, "chain": chain}
+            self._service.key_value_set(f"{self._folder}/failed/{process}", json.dumps(told))
 
-    def _failures(self) -> list[str]:
+    def _failures(self) -> list[dict]:
         found = self._service.key_value_dir_get(f"{self._folder}/failed/")
-        return [f"process {key.rsplit('/', 1)[-1]}: {told}" for key, told in found]
+        return sorted((json.loads(told) for _, told in found), key=lambda told: told["process"])
 
     def _require_success(self) -> None:
         if failures := self._failures():
-            raise RuntimeError(f"the checkpoint could not be saved; {failures[0]}") from self._error
+            told = failures[0]
+            kind = UserError if told["is_users"] else RuntimeError
+            is_mine = told["process"] == jax.process_index()
+            cause = self._error if is_mine else RuntimeError("; ".join(told["chain"]))
+            raise kind(f"saving a checkpoint failed; process {told['process']}: {told['line']}") from cause
 
 
 def problem(folder) -> str | None:

@@ -1,6 +1,7 @@
 """A program of several processes that save and verify together. Arguments: folder, and what is to happen.
 
-  saves      steps 1 to 3 are saved; 4 to 7 fail, each on one process in another moment; 8 is saved
+  saves      steps 1 to 3 are saved; those of FAILURES fail, each on one process in another moment; LAST is saved; then
+             one fails in Orbax's thread that ends a save before its thread that writes is done, and the program ends
   continues  from the newest step that verifies
 
 Each process writes what it has seen to <what>-<process>.json.
@@ -12,6 +13,8 @@ import faulthandler
 import os
 import re
 import sys
+import threading
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -19,14 +22,24 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint._src.futures import future
+from orbax.checkpoint._src.metadata import checkpoint as metadata
 
 from jaxlm import sharding, storage
-from jaxlm.config import UserError
 from jaxlm.run import manifest, processes
 from jaxlm.run.checkpoint import Checkpointing, Checkpoints
 
-WRITING, HASHING, SEALING = (future.ChainedFuture, "result"), (manifest, "own"), (manifest, "write")
-FAILURES = {4: (HASHING, 1), 5: (WRITING, 1), 6: (SEALING, 0), 7: (WRITING, 0)}  # by step: moment, process
+WRITING, HASHING = (future.ChainedFuture, "result"), (manifest, "own")
+SEALING = (type(storage.path("manifest.json")), "replace")  # what `storage.write_bytes` ends with
+ENDING = (metadata._NonBlockingMetadataStore, "wait_until_finished")
+FAILURES = {  # by step: moment, process, what the system says
+    4: (HASHING, 1, errno.ENOSPC),
+    5: (WRITING, 1, errno.ENOSPC),
+    6: (SEALING, 0, errno.ENOSPC),
+    7: (WRITING, 0, errno.ENOSPC),
+    8: (SEALING, 0, errno.EACCES),
+    9: (WRITING, 0, errno.ENOSPC),  # and then, in vain, the other has waited for it
+}
+LAST = 10
 
 
 def state(step: int) -> dict:
@@ -41,14 +54,49 @@ def state(step: int) -> dict:
     return {"params": {"spread": array(spread, "fsdp"), "same": array(np.full(8, step, np.float32))}}
 
 
-def disk_full_after(done):
-    """`done`, and then the disk is full."""
+def failing(c: Checkpoints, step: int) -> list[tuple]:
+    """(where, what stands there now), for `mock.patch.object`, on this process."""
 
-    def fail(*args, **kwargs):
-        done(*args, **kwargs)
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def after(moment, *then):
+        done = getattr(*moment)
 
-    return fail
+        def fail(*args, **kwargs):
+            done(*args, **kwargs)
+            for do in then:
+                do()
+
+        return (*moment, fail)
+
+    def refuse(number: int):
+        def fail():
+            raise OSError(number, os.strerror(number))
+
+        return fail
+
+    def wait_until(what):
+        def wait():
+            while not what():
+                time.sleep(0.01)
+
+        return wait
+
+    def give_up():
+        raise RuntimeError("DEADLINE_EXCEEDED")
+
+    def end():
+        if threading.current_thread().name == "save_finalize":
+            refuse(errno.ENOSPC)()
+
+    me = jax.process_index()
+    if step == LAST + 1:
+        late = wait_until(lambda: "written" not in c._shared._ahead)
+        return [after(ENDING, end), after(WRITING, late)] if me == 0 else []
+    if step not in FAILURES:
+        return []
+    moment, process, number = FAILURES[step]
+    if step == 9 and me == 1:
+        return [after(WRITING, wait_until(lambda: c._shared._failures()), give_up)]
+    return [after(moment, refuse(number))] if me == process else []
 
 
 def record() -> list[str]:
@@ -63,29 +111,44 @@ def record() -> list[str]:
     return names
 
 
-def save(c: Checkpoints, step: int, moment=None, process: int = -1) -> str | None:
-    """The error, if there is one."""
+def error_of(do, *args) -> str | None:
+    """Its kind and what it says, if there is one."""
+    try:
+        do(*args)
+    except Exception as e:
+        return f"{type(e).__name__}: {e}"
+
+
+def save(c: Checkpoints, step: int) -> None:
     with contextlib.ExitStack() as until:
-        if process == jax.process_index():
-            until.enter_context(mock.patch.object(*moment, disk_full_after(getattr(*moment))))
-        try:
-            assert c.save(step, state(step))
-            c.wait()
-        except UserError as e:
-            return str(e)
+        for patch in failing(c, step):
+            until.enter_context(mock.patch.object(*patch))
+        assert c.save(step, state(step))
+        c.wait()
+
+
+def saves(folder: str, seen: dict) -> None:
+    with opened(folder) as c:
+        seen["errors"] = [error_of(save, c, step) for step in (1, 2, 3)]
+        seen["cost"] = c.cost()
+        seen["errors"] += [error_of(save, c, step) for step in (*FAILURES, LAST)]
+        save(c, LAST + 1)
+
+
+def continues(folder: str, seen: dict) -> None:
+    with opened(folder) as c:
+        seen["step"] = c.latest()
+
+
+def opened(folder: str) -> Checkpoints:
+    return Checkpoints(f"{folder}/run", Checkpointing(every=1, keep_latest=9))
 
 
 if __name__ == "__main__":
     faulthandler.dump_traceback_later(240, exit=True)
     folder, what = sys.argv[1:]
     manifest.SMALL_FILE = 0  # at the start process 0 looks at all small files: none is so small
-    with processes.joined(), Checkpoints(f"{folder}/run", Checkpointing(every=1, keep_latest=9)) as c:
-        names = record()
-        seen = {"names": names}
-        if what == "saves":
-            seen["errors"] = [save(c, step) for step in (1, 2, 3)]
-            seen["cost"] = c.cost()
-            seen["errors"] += [save(c, step, *failure) for step, failure in FAILURES.items()] + [save(c, 8)]
-        else:
-            seen["step"] = c.latest()
+    with processes.joined():
+        seen = {"names": record()}
+        seen["ended"] = error_of({"saves": saves, "continues": continues}[what], folder, seen)
         storage.write_json(Path(folder) / f"{what}-{jax.process_index()}.json", seen)

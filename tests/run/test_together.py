@@ -1,14 +1,16 @@
 """Two real processes save a checkpoint and verify it: who hashes what, and what becomes of all when one fails."""
 
+import errno
 import json
 
 import pytest
 
 from jaxlm import storage
-from jaxlm.run import exits, manifest, quarantine
+from jaxlm.run import checkpoint, exits, manifest, quarantine
 from launch import local
 from launch.job import Job, Processes
 from tests.run import saving_together
+from tests.run.saving_together import LAST
 from tests.source import ROOT
 
 
@@ -48,13 +50,25 @@ def test_each_hashes_what_it_has_written_and_the_first_what_is_merged(together):
 
 def test_what_fails_on_one_process_fails_on_all_and_the_next_save_does_not(together):
     folder, _, (zero, one) = together
+    kept = folder / "run/checkpoints"
     assert zero["errors"] == one["errors"]
     assert zero["errors"][:3] == [None] * 3 and zero["errors"][-1] is None
-    for step, error in zip(saving_together.FAILURES, zero["errors"][3:-1], strict=True):
-        assert error.startswith(f"the disk is full: checkpoint {step} could not be written")
-        assert "step 3 is safe" in error
-    assert sorted(p.name for p in (folder / "run/checkpoints").iterdir()) == ["1", "2", "3", "8"]
-    assert manifest.problem(folder / "run/checkpoints/8") is None
+    for (step, failure), error in zip(saving_together.FAILURES.items(), zero["errors"][3:-1], strict=True):
+        if failure[-1] == errno.ENOSPC:
+            assert error.startswith(f"UserError: the disk is full: checkpoint {step} could not be written")
+            assert "step 3 is safe" in error
+        else:
+            assert error.startswith("UserError: saving a checkpoint failed; process 0: no permission to write")
+            assert error.endswith("manifest.json; choose another folder")
+    assert checkpoint.steps(kept) == [1, 2, 3, LAST]
+    assert not [p.name for p in kept.iterdir() if p.name.startswith(("4.", "5.", "6.", "7.", "9."))]
+    assert manifest.problem(kept / str(LAST)) is None
+
+
+def test_a_save_that_ends_before_its_files_are_written_ends_all_for_that_reason(together):
+    _, _, (zero, one) = together
+    assert zero["ended"] == one["ended"]
+    assert zero["ended"].startswith(f"UserError: the disk is full: checkpoint {LAST + 1} could not be written")
 
 
 def flip_a_byte(step, choose) -> str:
@@ -72,12 +86,12 @@ def test_a_flipped_byte_of_either_is_found_whoever_looks(together):
     folder, run, _ = together
     kept = folder / "run/checkpoints"
     flipped = {
-        8: flip_a_byte(kept / "8", lambda names: next(n for n in names if "process_1/d/" in n)),
+        LAST: flip_a_byte(kept / str(LAST), lambda names: next(n for n in names if "process_1/d/" in n)),
         3: flip_a_byte(kept / "3", lambda names: next(n for n in names if "process_0/d/" in n)),
         2: flip_a_byte(kept / "2", lambda names: names[1]),
     }
     seen = run("continues")
-    assert [its["step"] for its in seen] == [1, 1]
+    assert [(its.get("step"), its["ended"]) for its in seen] == [(1, None)] * 2
     shares = hashed(seen, 1)
     assert sorted(shares[0] + shares[1]) == sorted(manifest.read(kept / "1")["files"])  # each once
     assert abs(len(shares[0]) - len(shares[1])) <= 1
