@@ -4,7 +4,7 @@ Orbax does not verify what it reads. So each step's folder carries `manifest.jso
 gets its final name: the sha256 of every file, the shape and dtype of every array, the metric and the best one so far,
 the caller's metadata, and a hash of itself. A folder without a manifest that holds was never a saved step. At the start
 of a run bad folders are moved to `checkpoints/quarantine/`, never deleted, and the newest good one is used. Several
-processes share the hashing and the verifying of a run's own (`together`); each verifies all that it reads of others.
+processes share the hashing and the verifying of a run's own (`together`); of another run each verifies all it reads.
 
 What says what the arrays are (`CARRIED`) is copied into each folder and hashed with it: a folder that is taken out of
 its run can be read as if it were one, by whatever reads the parameters of a run.

@@ -20,6 +20,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint._src.futures import future
 from orbax.checkpoint._src.metadata import checkpoint as metadata
@@ -31,6 +32,7 @@ from jaxlm.run.checkpoint import Checkpointing, Checkpoints
 WRITING, HASHING = (future.ChainedFuture, "result"), (manifest, "own")
 SEALING = (type(storage.path("manifest.json")), "replace")  # what `storage.write_bytes` ends with
 ENDING = (metadata._NonBlockingMetadataStore, "wait_until_finished")
+SAVED = (ocp.CheckpointManager, "_finalize_checkpoint")
 FAILURES = {  # by step: moment, process, what the system says
     4: (HASHING, 1, errno.ENOSPC),
     5: (WRITING, 1, errno.ENOSPC),
@@ -38,8 +40,9 @@ FAILURES = {  # by step: moment, process, what the system says
     7: (WRITING, 0, errno.ENOSPC),
     8: (SEALING, 0, errno.EACCES),
     9: (WRITING, 0, errno.ENOSPC),  # and then, in vain, the other has waited for it
+    10: (SAVED, 0, errno.ENOSPC),
 }
-LAST = 10
+LAST = 11
 
 
 def state(step: int) -> dict:
@@ -85,7 +88,7 @@ def failing(c: Checkpoints, step: int) -> list[tuple]:
 
     def end():
         if threading.current_thread().name == "save_finalize":
-            refuse(errno.ENOSPC)()
+            refuse(errno.EACCES)()
 
     me = jax.process_index()
     if step == LAST + 1:
@@ -132,7 +135,11 @@ def saves(folder: str, seen: dict) -> None:
         seen["errors"] = [error_of(save, c, step) for step in (1, 2, 3)]
         seen["cost"] = c.cost()
         seen["errors"] += [error_of(save, c, step) for step in (*FAILURES, LAST)]
-        save(c, LAST + 1)
+        try:
+            save(c, LAST + 1)
+        finally:
+            for late in (t for t in threading.enumerate() if t.name == "async_save"):
+                late.join()
 
 
 def continues(folder: str, seen: dict) -> None:
