@@ -150,6 +150,8 @@ class _Allowed:
     workdir: object
     names: tuple[str, ...]
     lines: list[str]  # of the definition, that differ and may
+    told: list[str]  # of definition and data, once both may
+    hashes: dict  # of the data, then
 
 
 _allowed: contextvars.ContextVar[_Allowed | None] = contextvars.ContextVar("allowed", default=None)
@@ -166,7 +168,7 @@ def allowing(workdir, names: Sequence[str], cfg):
             raise UserError(f"--allow={name}: the checkpoints hold arrays of the {first} that they were begun with")
         if first not in known:
             raise UserError(f"--allow={name}: the definition has no such part; {config.nearest(first, known)}")
-    token = _allowed.set(_Allowed(workdir, tuple(names), []))
+    token = _allowed.set(_Allowed(workdir, tuple(names), [], [], {}))
     try:
         yield
     finally:
@@ -219,16 +221,24 @@ def _changed(saved: dict, now: dict) -> list[str]:
 
 def check_same_data(saved: dict, now: dict) -> None:
     """Raises `UserError` when the data of a checkpoint (hashes by stage) is not the data of this run. What differs and
-    may (`allowing`) is told, and goes into `lineage.json` with the hashes that hold from now on."""
+    may (`allowing`) is kept for `write_allowed`."""
     lines, allowed = _changed(saved, now), _allowed.get()
-    if allowed is None or not (lines := [*allowed.lines, *lines]):
+    if allowed is not None:
+        allowed.told, allowed.hashes = [*allowed.lines, *lines], now
+
+
+def write_allowed() -> None:
+    """Tells what `check_same_data` found to differ as it may, and writes it into `lineage.json`, with the hashes of the
+    data that hold from now on. Nothing where nothing differs, and where no run goes on."""
+    allowed = _allowed.get()
+    if allowed is None or not allowed.told:
         return
-    logging.warning("%s goes on though it differs: %s", allowed.workdir, "; ".join(lines))
+    logging.warning("%s goes on though it differs: %s", allowed.workdir, "; ".join(allowed.told))
     if jax.process_index() == 0:
         p = storage.path(allowed.workdir) / "lineage.json"
         had = storage.read_json(p)
-        told = {"time": _time(), "differences": lines}
-        storage.write_json(p, had | {"hashes": now, "allowed": [*had.get("allowed", []), told]})
+        told = {"time": _time(), "differences": allowed.told}
+        storage.write_json(p, had | {"hashes": allowed.hashes, "allowed": [*had.get("allowed", []), told]})
 
 
 def check_same_tokenizer(workdir, now: str) -> None:

@@ -299,9 +299,9 @@ def train_together(runs: Mapping[str, Experiment], base: Experiment | None = Non
         else:
             with clock.phase("restore"):
                 s, records = _restore(experiments, roots, checkpoints, found, data.hashes, mesh)
+        reference = objectives.read_reference(e, mesh, records)
         for root, x in zip(roots, experiments):
             train.write_definition(root, x, base, data.tokenizer)
-        reference = objectives.read_reference(e, mesh, records)
 
         first, skipped = found or 0, jax.device_get(s.skipped)
         per_second, peak = train.rates(e, reference, mesh.size)

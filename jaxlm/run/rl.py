@@ -314,11 +314,11 @@ def train_rl(e: Experiment, workdir, base: Experiment | None = None) -> int:
             if _records(e).get("rewards") != records.get("rewards"):
                 raise UserError("a reward model has been trained on, or its scale set anew, since this run began")
             lineage.check_same_data(metadata["hashes"], data.hashes)
-        train.write_definition(root, e, base, tokenizer)
         first = int(s.step)
         scoring = Scoring(e, tokenizer, mesh, root, first)
         offered = _tools(e.data, root / "search")
         trainer = Trainer(e, mesh, tokenizer, _reference(e, mesh, records), critic_model, scoring, offered)
+        train.write_definition(root, e, base, tokenizer)
 
         log = MetricsLog(root, e.train.tensorboard)
         rl_metrics.write_help(root)

@@ -213,7 +213,8 @@ def open_workdir(workdir, tokenizer):
 
 def write_definition(root, e: Experiment, base: Experiment | None, tokenizer) -> None:
     """Writes on process 0 what is known before the first step, over that of the start before: so not until nothing can
-    refuse to go on from what was saved."""
+    refuse to go on from what was saved, or to begin from what others saved."""
+    lineage.write_allowed()
     if jax.process_index() == 0:
         storage.write_text(root / "config.json", config.to_json(e))
         storage.write_text(root / "diff.txt", "".join(f"{line}\n" for line in config.diff(base or e, e)))
@@ -244,8 +245,8 @@ def train(e: Experiment, workdir, base: Experiment | None = None) -> int:
             lineage.check_same_draws(metadata)
             lineage.check_same_data(metadata["hashes"], data.hashes)
             records = storage.read_json(root / "lineage.json")
-        write_definition(root, e, base, data.tokenizer)
         reference = objectives.read_reference(e, mesh, records)
+        write_definition(root, e, base, data.tokenizer)
 
         per_second, peak = rates(e, reference, mesh.size)
         log = MetricsLog(root, e.train.tensorboard)

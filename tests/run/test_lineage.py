@@ -143,6 +143,10 @@ def test_what_is_allowed_by_name_may_differ_and_is_recorded(tmp_path):
             with pytest.raises(UserError, match=r"tokenizer: 2 -> 4; packed: 3 -> 5; .* --allow=data\.tokenizer$"):
                 lineage.check_same_data(OLD, NEW)
             lineage.check_same_data(OLD, OLD)
+            before = (w / "lineage.json").read_text()
+            lineage.check_same_data(OLD, OLD)  # who then finds another reason to refuse has changed nothing
+            assert (w / "lineage.json").read_text() == before
+            lineage.write_allowed()
     told = json.loads((w / "lineage.json").read_text())["allowed"]
     assert [t["differences"] for t in told] == [["train.batch_size: 4 -> 8"]] * 2
 
@@ -161,12 +165,16 @@ def test_an_allowed_tokenizer(tmp_path, name):
     lineage.write_lineage(tmp_path, OLD, parent={"step": 5})
     with lineage.allowing(tmp_path, [name], Whole()):
         lineage.check_same_tokenizer(tmp_path, "4")
+        lineage.write_allowed()  # nothing goes on
+        assert "allowed" not in json.loads((tmp_path / "lineage.json").read_text())
         lineage.check_same_data(OLD, NEW)
+        lineage.write_allowed()
     got = json.loads((tmp_path / "lineage.json").read_text())
     assert got["hashes"] == NEW and got["parent"] == {"step": 5}
     assert [told["differences"] for told in got["allowed"]] == [["tokenizer: 2 -> 4", "packed: 3 -> 5"]]
     with lineage.allowing(tmp_path, [], Whole()):
         lineage.check_same_data(NEW, NEW)
+        lineage.write_allowed()
     assert json.loads((tmp_path / "lineage.json").read_text()) == got
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import threading
 import types
@@ -25,7 +26,7 @@ from jaxlm.optim.optimizers import AdamW
 from jaxlm.optim.schedules import Linear
 from jaxlm.rl.kl import Adaptive
 from jaxlm.rl.rewards import Replace
-from jaxlm.run import checkpoint, exits, goodput, load, loop, rl, rl_evals, train
+from jaxlm.run import checkpoint, exits, goodput, lineage, load, loop, rl, rl_evals, train
 from jaxlm.run.checkpoint import Checkpointing
 from jaxlm.run.experiment import Evaluation, Experiment
 from jaxlm.run.log import read_metrics
@@ -411,6 +412,31 @@ def test_a_reward_model_gives_the_reward_and_the_critics_beginning(experiment, w
         tiny_run.TOKENIZER = tokenizer
     with pytest.raises(UserError, match="is not that of critic"):
         rl.run(other, tmp_path / "other_run", e)
+
+
+def test_a_refusal_leaves_what_was_written(experiment, whole, tmp_path):
+    """A parent that has pruned the step that its child began with: who knows it as the reference finds out last."""
+    parent, run = shutil.copytree(whole, tmp_path / "parent"), tmp_path / "run"
+    e = config.override(experiment, {"parent": str(parent), "train.steps": 1, "objective.preflight": "off"})
+    assert rl.run(e, run, e) == exits.EXIT_DONE
+    shutil.rmtree(parent / "checkpoints" / str(STEPS))
+    e = config.override(e, {"train.steps": 2, "optimizer.lr": 2e-3})
+    files = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    gone = pytest.raises(UserError, match=rf"has no checkpoint of step {STEPS}; it has \[")
+    with lineage.allowing(run, ["optimizer"], e), gone:
+        rl.run(e, run, e)
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == files
+
+
+def test_a_start_that_a_reward_model_refuses_leaves_no_definition(experiment, whole, tmp_path):
+    """Which the setting that names another one would then differ from."""
+    made_reward(tmp_path / "reward", load.load_bound(whole).model)
+    damaged = next(p for p in (tmp_path / "reward" / "checkpoints" / "5" / "state").rglob("*") if p.is_file())
+    damaged.write_bytes(b"")
+    e = config.override(rewarded(experiment, whole, str(tmp_path / "reward")), {"objective.critic": Critic(None, FAST)})
+    with pytest.raises(UserError, match="reward.checkpoints.5 is damaged"):
+        rl.run(e, tmp_path / "run", e)
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_a_smaller_reward_model_and_its_critic_on_one_device_and_on_eight(experiment, whole, tmp_path):

@@ -27,6 +27,7 @@ from jaxlm.run.checkpoint import Checkpointing
 from jaxlm.run.experiment import Evaluation, Experiment
 from jaxlm.run.log import read_metrics
 from jaxlm.sharding import MeshConfig
+from jaxlm.steps.distill import Distill
 from jaxlm.steps.update import Train
 
 STEPS = 6
@@ -240,13 +241,21 @@ def test_a_refused_tokenizer_does_not_replace_the_runs_own(experiment, whole):
         train.open_workdir(whole, other)
 
 
-@pytest.mark.parametrize("other", ["optimizer", "data"])
+@pytest.mark.parametrize("other", ["optimizer", "data", "teacher"])
 def test_a_refusal_leaves_what_was_written(experiment, whole, tmp_path, other):
     """What may differ is written down only when nothing that may not has been found."""
-    run = shutil.copytree(whole, tmp_path / "run")
+    if other == "teacher":
+        teacher, run = shutil.copytree(whole, tmp_path / "teacher"), tmp_path / "run"
+        experiment = dataclasses.replace(experiment, objective=Distill(str(teacher)))
+        assert train.train(experiment, run, experiment) == exits.EXIT_DONE
+        shutil.rmtree(teacher / "checkpoints" / str(STEPS))  # as one that still trains prunes
+    else:
+        run = shutil.copytree(whole, tmp_path / "run")
     e = config.override(experiment, {"optimizer.lr": 2e-3, "train.steps": STEPS + 1})
     if other == "optimizer":
         e, words = dataclasses.replace(e, optimizer=Lion()), "is of another model or optimizer"
+    elif other == "teacher":
+        words = rf"has no checkpoint of step {STEPS}; it has \["
     else:
         text = Path(experiment.data.path).read_text().replace("reads", "leads")
         (tmp_path / "other.jsonl").write_text(text)
