@@ -113,6 +113,11 @@ def reward_of(cfg: Prompts) -> Reward:
             return verifiers.verified(verifiers.exact)
 
 
+def answered(cfg: Prompts) -> bool:
+    """Whether the task can say what is right: all but a file without answers can."""
+    return not isinstance(cfg.task, PromptFile) or file.read(cfg.task)[2] is None
+
+
 def ids_of(prompt: Prompt, tokenizer: Tokenizer) -> list[int]:
     """Of a text to go on with: after the start token, as pretraining saw the beginning of a document."""
     start = [] if tokenizer.bos is None else [tokenizer.bos]

@@ -81,7 +81,7 @@ class Evaluation:
             "eval/score": _mean(verdicts),
             "eval/greedy_score": _mean(greedy_verdicts),
         }
-        known = any(v is not None for v in (*verdicts, *greedy_verdicts))
+        known = prompts.answered(t.e.data)
         values = (told if known else {}) | {
             "eval/reward": _mean(t.scoring.rewards(found, "eval")),
             **({} if p.gold is None else {"eval/gold": _mean(t.scoring.seen[p.gold])}),

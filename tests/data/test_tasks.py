@@ -242,7 +242,7 @@ def test_a_file_of_programs_is_verified_by_what_they_print(tmp_path):
 @pytest.mark.parametrize(
     "line, words",
     [
-        ('{"question": "q"}', "no field 'answer'"),
+        ('{"question": "q"}', "line 41 has no field 'answer', and the lines before it have it: give each"),
         ('{"answer": "1"}', "must be a text"),
         ('{"question": [{"role": "assistant", "content": "x"}], "answer": "1"}', "one to answer"),
         ("[1]", "no JSON object"),
@@ -255,6 +255,22 @@ def test_a_bad_line_is_named(problems, line, words):
     with pytest.raises(UserError, match=words) as e:
         prompts.check(problems)
     assert "line 41" in str(e.value)
+
+
+def test_a_file_has_an_answer_on_each_line_or_on_none(tmp_path):
+    path = tmp_path / "p.jsonl"
+    cfg = Prompts(task=PromptFile(str(path), answer_field="truth", heldout=0.3))
+    lines = [{"prompt": f"What is {i}?", "answer": "no truth"} for i in range(20)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    prompts.check(cfg, verdicts=False)
+    with pytest.raises(UserError, match=r"p.jsonl line 1: no field 'truth'"):
+        prompts.check(cfg)
+    answers = [prompts.answered(cfg), prompts.answered(config.override(cfg, {"task.answer_field": "answer"}))]
+    assert answers == [False, True] and prompts.answered(Prompts(task=Addition()))
+    lines[6]["truth"] = 0
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError, match=r"p.jsonl line 7 has a field 'truth', and the lines before it lack it: give"):
+        prompts.check(cfg, verdicts=False)
 
 
 def test_what_is_asked_follows_from_definition_seed_and_place(problems):

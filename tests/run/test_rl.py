@@ -434,7 +434,7 @@ def test_a_start_that_a_reward_model_refuses_leaves_no_definition(experiment, wh
     damaged = next(p for p in (tmp_path / "reward" / "checkpoints" / "5" / "state").rglob("*") if p.is_file())
     damaged.write_bytes(b"")
     e = config.override(rewarded(experiment, whole, str(tmp_path / "reward")), {"objective.critic": Critic(None, FAST)})
-    with pytest.raises(UserError, match="reward.checkpoints.5 is damaged"):
+    with pytest.raises(UserError, match=r"reward/checkpoints/5 is damaged"):
         rl.run(e, tmp_path / "run", e)
     assert not (tmp_path / "run" / "config.json").exists()
 

@@ -19,8 +19,8 @@ from jaxlm.data.world.draws import is_heldout
 class PromptFile:
     """One problem a line: {"prompt": text or a list of messages, "answer": text or number}; the rest of the line is
     metadata. GSM8K: prompt_field "question", verifier "gsm8k". The verifier "program": "answer" is what it prints, or a
-    list of [source that comes before it, what it then prints]. A line without an answer can be asked all the same, and
-    gets no verdict.
+    list of [source that comes before it, what it then prints]. Each line has an answer, or none has: then they can be
+    asked all the same, and get no verdict.
 
     A prompt that is text is a user's message; `as_text`: one to go on with. A share of the lines, by what they ask, is
     held out.
@@ -50,8 +50,8 @@ def _conversation(cfg: PromptFile, asked) -> str | Conversation:
 
 
 def _lines(cfg: PromptFile) -> tuple[dict[str, list[Prompt]], str, str | None]:
-    """({split: prompts}, hash of the files, where the first line without an answer stands)"""
-    unanswered = None
+    """({split: prompts}, hash of the files, where the first line stands if none has an answer)"""
+    answered, unanswered = None, None
     out: dict[str, list[Prompt]] = {"train": [], "heldout": []}
     digest = hashlib.sha256(repr(dataclasses.astuple(cfg)[1:]).encode())
     for name, path in sources.files_of(sources.Files(cfg.path)):
@@ -66,8 +66,13 @@ def _lines(cfg: PromptFile) -> tuple[dict[str, list[Prompt]], str, str | None]:
             split = "heldout" if is_heldout(repr(record[cfg.prompt_field]), cfg.heldout) else "train"
             about = {k: v for k, v in record.items() if k != cfg.prompt_field}
             metadata = about | {"answer": record.get(cfg.answer_field)}
-            if metadata["answer"] is None and unanswered is None:
-                unanswered = f"{path} {where}"
+            has = metadata["answer"] is not None
+            if answered is None:
+                answered, unanswered = has, None if has else f"{path} {where}"
+            elif has != answered:
+                here, before = ("has a", "lack it") if has else ("has no", "have it")
+                differs = f"{here} field {cfg.answer_field!r}, and the lines before it {before}"
+                raise UserError(f"{path} {where} {differs}: give each line an answer, or none")
             out[split].append(Prompt(asked, metadata, f"{name}:{where.split()[1]}"))
     for split, prompts in out.items():
         if not prompts:
