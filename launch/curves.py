@@ -35,6 +35,8 @@ from absl import flags
 import experiments  # noqa: F401  (registers the definitions)
 from jaxlm import config, storage
 from jaxlm.config import UserError
+from jaxlm.data import prompts
+from jaxlm.data.prompts import Prompts
 from jaxlm.run import exits, rl_evals, stages
 from jaxlm.run.experiment import Experiment
 from jaxlm.run.log import read_metrics
@@ -52,7 +54,11 @@ START = flags.DEFINE_string("start", None, "Definition that each seed's parent i
 PARENT = flags.DEFINE_string("parent", None, "Workdir of a run that all seeds begin from, in the place of --start.")
 CONTROL = flags.DEFINE_string("control", "random_reward", "Edit that makes an experiment its control.")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds, with commas between.")
-METRIC = flags.DEFINE_string("metric", None, "Held-out figure that the curves show; default eval/score.")
+METRIC = flags.DEFINE_string(
+    "metric",
+    None,
+    "Held-out figure that the curves show; default eval/score, which prompts without answers do not have.",
+)
 SINCE = flags.DEFINE_integer("since", None, "Update from which on the lowest is told.", lower_bound=0)
 EDIT = flags.DEFINE_multi_string("edit", [], "Edit of all experiments and their controls; may be repeated.")
 SET = flags.DEFINE_multi_string("set", [], "path=value in all experiments and their controls; may be repeated.")
@@ -91,6 +97,8 @@ def definitions(asked: Asked, seed: int, root) -> dict[str, tuple[Experiment, Ex
             raise UserError(f"--experiments takes reinforcement learning; {name} is another training")
         for arm, edits in zip(asked.arms(name), (asked.edits, [*asked.edits, asked.control])):
             e = config.resolve(name, edits, asked.sets)
+            if not isinstance(e.data, Prompts):
+                raise UserError(f"{arm} learns from Prompts, and data is {type(e.data).__name__}")
             found[arm] = dataclasses.replace(e, seed=seed, parent=parent), own
     return found
 
@@ -109,7 +117,7 @@ def run_seed(asked: Asked, seed: int, root) -> dict[str, list[dict]]:
         print(f"seed {seed} {line.partition(' (--redo')[0]}", flush=True)
 
     stages.run(root, [stage(n) for n in todo], {n: config.to_dict(e) for n, (e, _) in todo.items()}, say=say)
-    return {n: [r for r in read_metrics(root / n) if "eval/score" in r] for n in todo if n != "start"}
+    return {n: [r for r in read_metrics(root / n) if "eval/reward" in r] for n in todo if n != "start"}
 
 
 # --------------------------------------------------------------------------------------------------------- the answer
@@ -210,7 +218,8 @@ def curves(workdir, asked: Asked, seeds: Sequence[int], metric: str = "eval/scor
         todo = definitions(asked, seed, root)  # a wrong name or setting is told before anything is trained
         for name in asked.names:
             for arm in asked.arms(name):
-                known = rl_evals.names(todo[arm][0].objective)
+                e = todo[arm][0]
+                known = rl_evals.names(e.objective, prompts.answered(e.data))
                 if metric not in known:
                     raise UserError(f"--metric: {arm} measures no {metric!r}; {config.nearest(metric, known)}")
             if since is not None and since > todo[name][0].train.steps:

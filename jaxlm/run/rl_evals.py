@@ -43,11 +43,14 @@ def sampled(trainer, s, count: int, samples: int, temperature: float, where: str
 CORRECTIONS = ("changed", "better", "worse", "first_right", "last_right")
 
 
-def names(p: PolicyGradient) -> list[str]:
-    """What an evaluation measures; `eval/thinking/` only where replies think and truths are numbers."""
+def names(p: PolicyGradient, verdicts: bool) -> list[str]:
+    """What an evaluation measures; `eval/thinking/` only where replies think and truths are numbers.
+
+    verdicts: whether the task can say what is right (`prompts.answered`).
+    """
     k = p.heldout_samples
-    found = ["pass@1", f"pass@{k}", f"majority@{k}", "greedy", "score", "greedy_score", "reward",
-             *(["gold"] if p.gold is not None else []), "length", "eos_rate"]  # fmt: skip
+    told = ["pass@1", f"pass@{k}", f"majority@{k}", "greedy", "score", "greedy_score"] if verdicts else []
+    found = [*told, "reward", *(["gold"] if p.gold is not None else []), "length", "eos_rate"]
     return [f"eval/{n}" for n in dict.fromkeys([*found, *(f"thinking/{c}" for c in CORRECTIONS)])]
 
 

@@ -9,6 +9,7 @@ from absl.testing import flagsaver
 from jaxlm.config import UserError
 from jaxlm.run import rl_evals
 from jaxlm.run.load import load_experiment
+from jaxlm.run.log import MetricsLog
 from launch import curves
 
 flags.FLAGS.set_gnu_getopt(True)
@@ -101,6 +102,10 @@ def test_what_is_said_of_curves_whose_truth_is_known():
         ({"experiments": ["walks_sft"], "start": "walks_sft"}, "walks_sft is another training"),
         ({"experiments": ["walks_ppo"], "start": "walk_sft"}, "walks_sft"),
         ({"experiments": ["walks_ppo"], "start": "walks_sft", "set": ["train.step=3"]}, "train.steps"),
+        (
+            {"experiments": ["walks_ppo"], "start": "walks_sft", "set": ["data=Data()"]},
+            "from Prompts, and data is Data",
+        ),
         ({"experiments": ["walks_ppo"], "start": "walks_sft", "since": 101}, "beyond the 100 updates of walks_ppo"),
         (
             {"experiments": ["walks_ppo"], "start": "walks_sft", "metric": "eval/scor"},
@@ -119,6 +124,23 @@ def test_bad_input(given, message, tmp_path):
     assert not (tmp_path / "w").exists()
 
 
+def test_prompts_without_answers_have_curves_of_the_reward(tmp_path, monkeypatch):
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps({"prompt": f"{i}?"}) + "\n" for i in range(20)))
+    asked = curves.Asked(["walks_ppo"], "walks_sft", sets=[f"data.task=PromptFile(path={tmp_path}/p.jsonl)"])
+    with pytest.raises(UserError, match=r"--metric: walks_ppo measures no 'eval/score'; .*eval/reward"):
+        curves.curves(tmp_path / "w", asked, [0])  # told before anything is trained
+    assert not (tmp_path / "w").exists()
+    monkeypatch.setattr(curves.stages, "run", lambda *_, **__: None)
+    for arm in asked.arms("walks_ppo"):
+        log = MetricsLog(tmp_path / arm)
+        for step in (0, 4):
+            log.write(step, {"eval/reward": 0.5 * step, "eval/length": 3.0})
+            log.write(step + 1, {"train/reward": 9.0})
+        log.close()
+    found = curves.results(asked, {0: curves.run_seed(asked, 0, tmp_path)}, "eval/reward")
+    assert found["walks_ppo"]["arms"]["walks_ppo"]["curves"]["0"] == [(0, 0.0), (4, 2.0)]
+
+
 def test_a_figure_that_nobody_measured(done):
     root, _, found = done
     records = [{"step": 0, **{f"eval/{k}": 0.5 for k in ("score", "greedy")}}]
@@ -126,4 +148,4 @@ def test_a_figure_that_nobody_measured(done):
         curves.curve(records, "eval/thinking/better")  # that replies think is not known before
     e = load_experiment(root / "2" / "walks_grpo")
     measured = {"eval/score", *found["walks_grpo"]["arms"]["walks_grpo"]["others"]}
-    assert measured == {n for n in rl_evals.names(e.objective) if "thinking" not in n}
+    assert measured == {n for n in rl_evals.names(e.objective, True) if "thinking" not in n}
