@@ -10,7 +10,7 @@ from jaxlm import config, sharding
 from jaxlm.config import UserError
 from jaxlm.nn import transformer
 from jaxlm.optim.optimizers import AdamW
-from jaxlm.run import train
+from jaxlm.run import rl
 from jaxlm.run.experiment import Experiment, validate
 from jaxlm.steps import state
 from tests.goldens.make_experiments import FOLDER
@@ -65,10 +65,11 @@ def test_a_run_that_is_named_by_default_and_missing_is_told_with_its_settings(
 ):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=f"^no such workdir: runs/{missing}; name the run to take with {settings}$"):
-        train.inherit(config.resolve(name))
+        rl.run(config.resolve(name), tmp_path / "run")
     here = [s.removeprefix("--set=").replace("WORKDIR", str(tmp_path)) for s in settings.split()]
     with pytest.raises(UserError, match="only with a parent: --set=parent=WORKDIR"):  # the next thing that is missing
-        train.inherit(config.resolve(name, sets=[*here, "model=none"]))
+        rl.run(config.resolve(name, sets=[*here, "model=none"]), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", sorted(config.EXPERIMENTS))

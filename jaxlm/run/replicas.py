@@ -276,6 +276,8 @@ def train_together(runs: Mapping[str, Experiment], base: Experiment | None = Non
     """
     clock = Clock()
     train.use_compilation_cache()
+    for e in runs.values():
+        objectives.check_there(e)
     workdirs, experiments = list(runs), [train.inherit(e) for e in runs.values()]
     for workdir, e in zip(workdirs, experiments):
         if why := obstacle(experiments[0], e):

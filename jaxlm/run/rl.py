@@ -282,6 +282,7 @@ def train_rl(e: Experiment, workdir, base: Experiment | None = None) -> int:
     """Runs or resumes the experiment in `workdir`; returns the exit code. `base` is what `diff.txt` compares with."""
     clock = Clock()
     train.use_compilation_cache()
+    objectives.check_there(e)
     e = train.inherit(e)
     mesh = sharding.make_mesh(e.mesh)
     check(e, mesh)

@@ -43,7 +43,6 @@ EXECUTION = ("dropout", "attention", "scan", "remat", "precision.")
 
 def inherit(e: Experiment) -> Experiment:
     """The definition with what it leaves to its parent; `UserError` when there is none, or the two do not fit."""
-    objectives.check_there(e)
     if e.parent is None:
         if isinstance(e.objective, Distill) and e.data.tokenizer is None:
             theirs = Saved(str(storage.path(e.objective.teacher) / "tokenizer"))
@@ -226,6 +225,7 @@ def train(e: Experiment, workdir, base: Experiment | None = None) -> int:
     """Runs or resumes the experiment in `workdir`; returns the exit code. `base` is what `diff.txt` compares with."""
     clock = Clock()
     use_compilation_cache()
+    objectives.check_there(e)
     e = inherit(e)
     mesh = sharding.make_mesh(e.mesh)
     e, data = settle(e, workdir, mesh.shape["replica"] * mesh.shape["fsdp"])

@@ -76,6 +76,8 @@ for scenario in json.load(sys.stdin):
 '''
 
 MODEL = ["--experiment=pretrain_tiny", "--set=model.vocab_size=2048", "--seeds=0,1,2", "--edit_grid=no_rope,muon"]
+TAUGHT = ["--experiment=distill_tiny", "--set=objective.teacher=nowhere", "--set=data.tokenizer=Bytes()",
+          "--set=model.vocab_size=2048", "--seeds=0,1", "--edit_grid=muon"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,8 @@ def results(tmp_path_factory):
         "seeds": {"flags": [*MODEL, "--seeds=0,0", f"--workdir={b}"]},
         "undone": {"flags": [*MODEL, "--set=optimizer.weight_decay=0.3", f"--workdir={b}", "--dry_run"]},
         "unknown": {"flags": [*MODEL, "--set=optimizer.b2=0.9", f"--workdir={b}", "--dry_run"]},
+        "taught": {"flags": [*TAUGHT, f"--workdir={root / 'f'}"]},
+        "taught_again": {"flags": [*TAUGHT, f"--workdir={root / 'f'}"]},
         "missing": {"flags": ["--experiment=pretrain_tiny"]},
         "at_once": {"flags": [*MODEL, "--at_once=2", f"--workdir={root / 'd'}"], "codes": {"baseline/seed1": 3}},
         "dry_at_once": {"flags": [*MODEL, "--at_once=2", f"--workdir={root / 'e'}", "--dry_run"]},
@@ -148,6 +152,12 @@ def test_a_diverged_run_is_an_answer(results):
     assert results["diverged"]["code"] == 0
     rows = json.loads((results["b"] / "results.json").read_text())["variants"]
     assert {r["name"]: r["verdict"] for r in rows}["no_rope"] == "diverged (1 of 3)"
+
+
+def test_a_finished_sweep_is_answered_though_its_teacher_is_gone(results):
+    first, again = results["taught"], results["taught_again"]
+    assert first["error"] is None and len(first["trained"]) == 4
+    assert again["error"] is None and not again["trained"] and "muon" in again["out"]
 
 
 def test_mistakes_are_one_clear_line(results):

@@ -223,6 +223,12 @@ def test_runs_of_other_programs_are_refused(experiment, tmp_path, values, words)
     assert not any(tmp_path.iterdir())
 
 
+def test_a_teacher_that_is_missing_is_told_with_its_setting(experiment, tmp_path):
+    runs = variants(config.override(experiment, {"objective": Distill("nowhere")}), tmp_path)
+    with pytest.raises(UserError, match=r"^no such workdir: nowhere; .* --set=objective\.teacher=WORKDIR$"):
+        replicas.train_together(runs)
+
+
 def test_what_may_differ_is_no_obstacle(experiment):
     e = dataclasses.replace(experiment, objective=NextToken(doubt=1.0))
     other = config.override(e, {"seed": 7, "optimizer.weight_decay": 0.0, "objective.doubt": 2.0})
