@@ -146,10 +146,14 @@ _hashed: dict[tuple[str, int | None], tuple[checkpoint.Saved, dict | None]] = {}
 
 
 def _look(folder) -> dict | None:
-    """What of its files changes when they do; None on object storage, where no time is told so finely."""
+    """What of its files changes when they do; None where that cannot be said: on object storage, where no time is told
+    so finely, and where its run prunes the step right now."""
     if not storage.is_local(folder):
         return None
-    stats = {name: os.stat(p) for name, p in storage.files(folder).items()}
+    try:
+        stats = {name: os.stat(p) for name, p in storage.files(folder).items()}
+    except FileNotFoundError:
+        return None
     return {name: (s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for name, s in stats.items()}
 
 

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxlm import sharding
+from jaxlm import sharding, storage
 from jaxlm.config import UserError
 from jaxlm.run import checkpoint, load, manifest, objectives
 from jaxlm.run.policy import policy_of
@@ -73,6 +73,21 @@ def test_what_a_run_begins_with_is_hashed_once_unless_its_files_change(trained, 
     file.write_bytes(bytes(file.stat().st_size))
     os.utime(file, ns=(1, 1))
     with pytest.raises(UserError, match=f"damaged.*{file.name}"):
+        objectives.read_origin(e, "parent", mesh, records)
+
+
+def test_a_step_that_is_pruned_while_it_is_looked_at_is_a_step_that_is_gone(trained, tmp_path, monkeypatch):
+    run, files = shutil.copytree(trained, tmp_path / "run"), storage.files
+    e, mesh = dataclasses.replace(load.load_bound(run), parent=str(run)), sharding.make_mesh(MeshConfig(fsdp=1))
+    records = objectives.origin_records(e)
+
+    def listed(folder):
+        found = files(folder)
+        shutil.rmtree(folder)
+        return found
+
+    monkeypatch.setattr(storage, "files", listed)
+    with pytest.raises(UserError, match="has no checkpoint of step 7; it has none"):
         objectives.read_origin(e, "parent", mesh, records)
 
 
