@@ -55,14 +55,16 @@ def names(p: PolicyGradient, verdicts: bool) -> list[str]:
 
 
 class Evaluation:
-    """The evaluation of a run: (step, state) -> minus gold, of which lower is better: of the held-out samples the part
-    of the reward that `objective.gold` names, or the task's verdict, or where that is never known what is maximized.
+    """The evaluation of a run: (step, state) -> minus a mean over the held-out samples, so that lower is better.
 
-    Writes `eval/`: `pass@1`, `pass@k` and `majority@k` of the samples at the training temperature, `greedy` of the
-    likeliest reply, `score` and `greedy_score` the task's verdict where there is more than right and wrong, `reward`
-    what is maximized, `gold` where `objective.gold` names a part, `length` and `eos_rate`; where replies think and
-    truths are numbers `thinking/`, what becomes of the answer on the way; and a few samples to `samples/`. watch: a
-    sink of these besides the log.
+    It is the mean of the part of the reward that `objective.gold` names. Where that names none, it is that of the
+    task's verdict. Where the task has no verdicts either (`prompts.answered`), it is that of what is maximized.
+
+    Writes `eval/`. Where the task has verdicts: `pass@1`, `pass@k` and `majority@k` of the samples at the training
+    temperature, `greedy` of the likeliest reply, `score` and `greedy_score`, the verdict where there is more than right
+    and wrong. Always: `reward`, what is maximized, `length` and `eos_rate`. `gold` where `objective.gold` names a part;
+    where replies think and truths are numbers `thinking/`, what becomes of the answer on the way. And a few samples to
+    `samples/`. watch: a sink of these besides the log.
     """
 
     def __init__(self, e, trainer, log, progress, watch, root):

@@ -119,9 +119,11 @@ HELP: dict[str, Help] = {
     "eval/majority@": Help("share of held-out prompts that the samples' vote gets right", course="rises"),
     "eval/greedy": Help("share of held-out prompts that the likeliest reply gets right",
                         course="rises; pass@1 alone would be sharpening"),
-    "eval/score": Help("mean verdict of held-out samples", course="rises with train/right"),
+    "eval/score": Help("mean verdict of held-out samples; decides which checkpoint is best where objective.gold names "
+                       "no part", course="rises with train/right"),
     "eval/greedy_score": Help("mean verdict of the likeliest replies", course="rises with eval/score"),
-    "eval/reward": Help("what is maximized, on held-out prompts", course="rises with train/reward"),
+    "eval/reward": Help("what is maximized, on held-out prompts; decides which checkpoint is best where neither gold "
+                        "nor a verdict is known", course="rises with train/reward"),
     "eval/gold": Help("the part of the reward that objective.gold names, on held-out prompts; decides which "
                       "checkpoint is best", course="rises with eval/reward"),
     "eval/length": Help("sampled tokens of a held-out response", course="drifts only with a gain in eval/score"),
