@@ -1,7 +1,7 @@
 """Every stage under every scheme on 8 devices, of one process and of several, beside the same run on one device.
 
 usage:
-  python -m tests.meshes --out=FILE.json [--stage=NAME]... [--scheme=NAME]... [--processes=1,2]
+  python -m tests.meshes --out=FILE.json [--stage=NAME]... [--scheme=NAME]... [--process_counts=1,2]
                          [--folder=DIR] [--limit=SECONDS]
 
 Two updates of each stage's tiny definition (tests/faults/definitions.py) in fresh processes. What is compared: the
@@ -42,7 +42,9 @@ WITHIN = 1e-4
 OUT = flags.DEFINE_string("out", None, "File that gets all that was found, as JSON.")
 STAGE = flags.DEFINE_multi_enum("stage", [], STAGES, "Only this stage; may be repeated.")
 SCHEME = flags.DEFINE_multi_enum("scheme", [], sorted(SCHEMES), "Only this scheme; may be repeated.")
-PROCESSES = flags.DEFINE_list("processes", ["1", "2"], "How many processes have the 8 devices, with commas between.")
+PROCESSES = flags.DEFINE_list(
+    "process_counts", ["1", "2"], "How many processes have the 8 devices, with commas between."
+)
 FOLDER = flags.DEFINE_string("folder", None, "Folder to work in, kept for the next time.")
 LIMIT = flags.DEFINE_float("limit", child.TOO_LONG, "Seconds for a run; one that takes longer ends with its stacks.")
 
@@ -74,7 +76,7 @@ def main() -> int:
     if OUT.value is None:
         raise UserError("--out=FILE.json is missing: what was found")
     if wrong := [n for n in PROCESSES.value if n not in ("1", "2", "4", "8")]:
-        raise UserError(f"--processes={wrong[0]}: 8 devices are shared by 1, 2, 4 or 8 processes")
+        raise UserError(f"--process_counts={wrong[0]}: 8 devices are shared by 1, 2, 4 or 8 processes")
     found, child.TOO_LONG = [], LIMIT.value  # which the processes that run have from this one
     kept = contextlib.nullcontext(FOLDER.value) if FOLDER.value else tempfile.TemporaryDirectory()
     with kept as root:

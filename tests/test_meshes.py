@@ -21,7 +21,7 @@ def found(tmp_path_factory):
     device."""
     out = tmp_path_factory.mktemp("meshes") / "out.json"
     stages = [f"--stage={stage}" for stage in dict.fromkeys(stage for stage, _ in SAMPLE)]
-    command = [sys.executable, "-m", "tests.meshes", "--scheme=replica_fsdp", "--processes=2,4", "--limit=600"]
+    command = [sys.executable, "-m", "tests.meshes", "--scheme=replica_fsdp", "--process_counts=2,4", "--limit=600"]
     done = subprocess.run([*command, *stages, f"--out={out}"], cwd=ROOT, capture_output=True, text=True)
     assert out.exists(), done.stdout + done.stderr
     return {(r["stage"], r["processes"]): r for r in json.loads(out.read_text())}
