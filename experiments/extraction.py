@@ -42,8 +42,9 @@ def small() -> Extraction:
     return Extraction(
         people=replace(t.world.people, count=300, unmentioned=0, passing=0, **everything),
         base=override(t.base, short | {"train.steps": 1000, "evaluation.every": 500}),
+        # No midtraining comes before it: the form of conversations is learned here, as the tour learns it there.
         tuned=override(
-            t.assistant, short | {"train.steps": 300, "evaluation.every": 150, "data.sources.0.count": 20_000}
+            t.midtrain, short | {"train.steps": 300, "evaluation.every": 150, "data.sources.0.count": 20_000}
         ),
     )
 
