@@ -123,6 +123,8 @@ def validate(e: Experiment) -> None:
         raise UserError("lora trains adapters of a model that has learned, its parent: --set=parent=WORKDIR")
     if isinstance(e.objective, NextToken) and e.objective.doubt is not None and e.objective.doubt <= 0:
         raise UserError(f"objective.doubt must be above 0, or none for no such loss, got {e.objective.doubt}")
+    if isinstance(e.objective, NextToken) and e.objective.doubt is None and e.objective.doubt_in != "thoughts":
+        raise UserError(f"objective.doubt_in={e.objective.doubt_in} is of doubt: set objective.doubt as well")
     if isinstance(e.objective, Preference) and preference.needs_reference(e.objective) and e.parent is None:
         raise UserError(f"{type(e.objective.loss).__name__} needs the policy that it starts from: --set=parent=WORKDIR")
     for what, workdir in origins(e).items():
@@ -136,7 +138,8 @@ def check_tokenizers(e: Experiment, tokenizer) -> None:
     for what, workdir in origins(e).items():
         if tokenizers.load(storage.path(workdir) / "tokenizer").hash != tokenizer.hash:
             raise UserError(f"data.tokenizer is not that of {what} {workdir}; --set=data.tokenizer=none takes it")
-    thoughts = all(tokenizer.control.get(name) == tokenizers.CONTROL[name] for name in ("<think>", "</think>"))
+    symbols = "<think>", "</think>", "<|im_end|>"
+    thoughts = all(tokenizer.control.get(name) == tokenizers.CONTROL[name] for name in symbols)
     if isinstance(e.objective, NextToken) and e.objective.doubt is not None and not thoughts:
         raise UserError("objective.doubt is learned in thoughts, and this tokenizer has no symbols for them")
 

@@ -5,6 +5,7 @@ Legend: B rows, T positions (a row holds T + 1 tokens), V vocabulary.
 
 import dataclasses
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jaxlm.data.trajectory import Trajectory
 from jaxlm.losses import lm
 from jaxlm.nn import transformer
 
-THINK, THINK_END = CONTROL["<think>"], CONTROL["</think>"]
+THINK, THINK_END, TURN_END = CONTROL["<think>"], CONTROL["</think>"], CONTROL["<|im_end|>"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +30,14 @@ class NextToken:
     taught, for doubt as of what was only read, and what comes after a thought that breaks off is shown, and not where
     one does. Greedily decoded, a thought breaks off where the best guess has less than 0.62 at 1, and less than 0.78 at
     2. See `losses.lm.doubt_loss`.
+
+    Of thoughts that the loss mask leaves whole, those that an answer follows may be work, such as the steps of a sum:
+    who breaks off there has nothing left but to guess. With `doubt_in="asides"` only thoughts that end their turn teach
+    doubt, such as those of `Thoughts`, beside the places left out.
     """
 
     doubt: float | None = None
+    doubt_in: Literal["thoughts", "asides"] = "thoughts"
 
 
 def token_logprobs(model, params, batch: Trajectory, chunk: int | None = None, key=None, marker: int | None = None):
@@ -68,6 +74,15 @@ def partly_left_out(tokens_BT, mask_BT):
     return inside & jnp.any(same & (inside & ~mask_BT)[:, None, :], axis=2)
 
 
+def asides(tokens_BT):
+    """bool [B, T - 1]: whether a place is inside a thought that ends its turn, of rows of T tokens."""
+    tokens, after = tokens_BT[:, :-1], jnp.pad(tokens_BT, ((0, 0), (0, 1)))[:, 2:]
+    inside, thought = inside_thoughts(tokens), jnp.cumsum(tokens == THINK, axis=1)
+    last = inside & (tokens_BT[:, 1:] == THINK_END) & (after == TURN_END)
+    same = thought[:, :, None] == thought[:, None, :]
+    return inside & jnp.any(same & last[:, None, :], axis=2)
+
+
 def make_loss(objective: NextToken, model, train):
     """The loss of the update contract."""
     marker = None if objective.doubt is None else THINK_END
@@ -82,6 +97,8 @@ def make_loss(objective: NextToken, model, train):
             tokens = batch.tokens[:, :-1]
             inside, ends = inside_thoughts(tokens), batch.tokens[:, 1:] == THINK_END
             goes_on = inside & ~ends & ~at_hand(batch) & ~partly_left_out(tokens, mask)
+            if objective.doubt_in == "asides":
+                goes_on &= asides(batch.tokens)
             terms["doubt"] = lm.doubt_loss(*marked, goes_on, inside & ~mask, mask, objective.doubt)
         return terms, {}
 

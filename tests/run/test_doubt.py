@@ -23,6 +23,12 @@ def test_doubt_that_teaches_nothing_is_refused(doubt):
         objectives.validate(with_doubt(doubt))
 
 
+def test_where_doubt_is_learned_is_nothing_without_doubt():
+    objectives.validate(dataclasses.replace(EXPERIMENT, objective=NextToken(1.0, "asides")))
+    with pytest.raises(UserError, match=r"objective\.doubt_in=asides is of doubt: set objective\.doubt"):
+        objectives.validate(dataclasses.replace(EXPERIMENT, objective=NextToken(None, "asides")))
+
+
 def test_doubt_needs_the_symbols_of_a_thought():
     objectives.check_tokenizers(with_doubt(1.0), BytesTokenizer())
     other = types.SimpleNamespace(control={"<think>": 7, "</think>": 90})

@@ -5,21 +5,23 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxlm.nn import transformer
 from jaxlm.steps import pretrain, update
-from jaxlm.steps.pretrain import THINK, THINK_END, NextToken, at_hand, inside_thoughts
+from jaxlm.steps.pretrain import THINK, THINK_END, TURN_END, NextToken, asides, at_hand, inside_thoughts
 from tests.steps.offline import DOUBLE, TRAIN, batch, params
 
 
 def thoughtful():
-    """Rows with thoughts: from somewhere to somewhere, in half of the rows two of them."""
+    """Rows with thoughts: from somewhere to somewhere, in half of the rows two of them; the first ends its turn."""
     plain, rng = batch(), np.random.default_rng(3)
     tokens = np.where(np.isin(plain.tokens, (THINK, THINK_END)), 40, plain.tokens)
     for b in range(len(tokens)):
         for low, high in ((0, 12), (12, 24))[: 1 + b % 2]:
             start, end = sorted(rng.choice(np.arange(low, high), 2, replace=False))
             tokens[b, start], tokens[b, end] = THINK, THINK_END
+            tokens[b, end + 1] = TURN_END if low == 0 else 40
     return dataclasses.replace(plain, tokens=tokens, loss_mask=plain.loss_mask | (rng.random(tokens.shape) < 0.7))
 
 
@@ -46,10 +48,17 @@ def test_at_hand_is_what_stands_before_it_in_its_own_conversation():
     assert found.tolist() == [[False, True, False, False, False, False]]  # of 6, 5, 7, 7, 6, 8
 
 
-def test_doubt_is_summed_over_thoughts_alone_where_nothing_is_scored_and_beside_the_likelihood_where_they_go_on():
+def test_a_thought_that_ends_its_turn_is_an_aside_whatever_else_the_row_holds():
+    row = [9, THINK, 9, THINK_END, 9, TURN_END, THINK, 9, THINK_END, TURN_END, THINK, 9, THINK_END]
+    assert asides(jnp.array([row]))[0].tolist() == [t in (6, 7) for t in range(len(row) - 1)]
+    assert not asides(jnp.array([[9, 9, TURN_END, 9]])).any()
+
+
+@pytest.mark.parametrize("where", ["thoughts", "asides"])
+def test_doubt_is_summed_over_thoughts_alone_where_nothing_is_scored_and_beside_the_likelihood_where_they_go_on(where):
     with jax.enable_x64(True):
         b, weights = left_open(thoughtful()), jax.tree.map(lambda x: x.astype("float64"), params(DOUBLE))
-        terms, _ = pretrain.make_loss(NextToken(doubt=1.5), DOUBLE, TRAIN)(weights, b, None)
+        terms, _ = pretrain.make_loss(NextToken(1.5, where), DOUBLE, TRAIN)(weights, b, None)
         hidden, _, _ = transformer.apply(
             DOUBLE, weights, *(jnp.asarray(x)[:, :-1] for x in (b.tokens, b.positions, b.segments))
         )
@@ -64,6 +73,8 @@ def test_doubt_is_summed_over_thoughts_alone_where_nothing_is_scored_and_beside_
                 spans.append([])
             if inside:
                 spans[-1].append(t)
+        apart = [span for span in spans if where == "asides" and b.tokens[row, span[-1] + 2] != TURN_END]
+        worked = {t for span in apart for t in span}
         partly = {t for span in spans for t in span if not b.loss_mask[row, [u + 1 for u in span]].all()}
         for t in sorted(t for span in spans for t in span):
             here = b.segments[row, : t + 1] == b.segments[row, t + 1]
@@ -71,13 +82,13 @@ def test_doubt_is_summed_over_thoughts_alone_where_nothing_is_scored_and_beside_
             ends, scored = b.tokens[row, t + 1] == THINK_END, b.loss_mask[row, t + 1]
             marker, others = p[row, t, THINK_END], np.delete(p[row, t], THINK_END)
             target = min(1.5 * (1 - others.max() / others.sum()), 1)
-            if scored and not ends and not known and t not in partly:
+            if scored and not ends and not known and t not in partly | worked:
                 want -= target * np.log(marker / (1 - marker))
                 count += 1
             if not scored:
                 want -= target * np.log(marker) + (1 - target) * np.log(1 - marker)
                 alone[ends] += 1
-    assert count > 12 and alone[True] > 0 and alone[False] > 2
+    assert count > {"thoughts": 12, "asides": 6}[where] and alone[True] > 0 and alone[False] > 2
     np.testing.assert_allclose(coefficient * total, want, rtol=1e-9)
     assert weight == float(terms["cross_entropy"][2]) == b.loss_mask[:, 1:].sum()
 
