@@ -60,7 +60,7 @@ def walks_ppo() -> Experiment:
             critic=Critic(optimizer=AdamW(lr=1e-3, weight_decay=0.0, eps=1e-5, schedule=Linear())),
             heldout_prompts=20, heldout_samples=64,
         ),
-        optimizer=AdamW(lr=6e-4, b2=0.98, weight_decay=0.0, eps=1e-2, schedule=Linear()),
+        optimizer=AdamW(lr=8e-4, b2=0.98, weight_decay=0.0, eps=1e-2, schedule=Linear()),
         train=Train(steps=100, batch_size=256, log_every=1),
         evaluation=Evaluation(every=5),
         checkpoint=Checkpointing(every=25),
@@ -75,7 +75,7 @@ def walks_grpo() -> Experiment:
     objective = PolicyGradient(
         loss=ALGORITHMS["grpo"], samples=8, max_tokens=WALK, heldout_prompts=20, heldout_samples=64
     )
-    return replace(e, objective=objective, train=replace(e.train, steps=200))
+    return replace(e, objective=objective, optimizer=replace(e.optimizer, lr=6e-4), train=replace(e.train, steps=200))
 
 
 # ---------------------------------------------------------------------------------------------------------- addition
