@@ -59,7 +59,7 @@ __all__ = [
 CHUNK = 8  # decode steps between two looks of the host, when there is something to look for
 LOOK = 128  # of those, when all that it looks for is whether it shall go on: some seconds at most
 MAX_SLOTS = 64
-MIN_PROMPT_BUCKET, MIN_TOKENS_BUCKET, MIN_CAPACITY, MIN_STOPS_BUCKET = 16, 32, 64, 4  # powers of two
+MIN_PROMPT_BUCKET, MIN_TOKENS_BUCKET, MIN_CAPACITY, MIN_STOPS_BUCKET = 16, 32, 16, 4  # powers of two
 
 Respond = Callable[[int, list[int]], Sequence[int] | None]
 OnTokens = Callable[[int, list[int]], None]
