@@ -29,6 +29,7 @@ from jaxlm.data.tokenizer import Tokenizer
 
 Role = Literal["system", "user", "assistant", "tool"]
 Kind = Literal["text", "thinking", "tool_call", "tool_result"]
+ROLES, KINDS = get_args(Role), get_args(Kind)
 TRAINABLE = ("system", "user", "assistant")  # a tool's words are never the model's own
 START, SEP, END = "<|im_start|>", "<|im_sep|>", "<|im_end|>"
 MARKS = {
@@ -80,13 +81,13 @@ class Message:
     trained: bool = True  # False: context only, whatever roles are trained on. Ids do not carry it.
 
     def __post_init__(self):
-        if self.role not in get_args(Role):
-            raise UserError(f"unknown role {self.role!r}; valid: {', '.join(get_args(Role))}")
+        if self.role not in ROLES:
+            raise UserError(f"unknown role {self.role!r}; valid: {', '.join(ROLES)}")
         given = (Part(self.parts),) if isinstance(self.parts, str) else tuple(self.parts)
         merged: list[Part] = []
         for part in given:
-            if part.kind not in get_args(Kind):
-                raise UserError(f"unknown kind of part {part.kind!r}; valid: {', '.join(get_args(Kind))}")
+            if part.kind not in KINDS:
+                raise UserError(f"unknown kind of part {part.kind!r}; valid: {', '.join(KINDS)}")
             if part.kind != "text" and self.role != "assistant":
                 raise UserError(f"a {self.role} message holds text only, not {part.kind}")
             if part.kind != "text" or not merged or merged[-1].kind != "text":
@@ -142,7 +143,7 @@ _ROLE_IDS: weakref.WeakKeyDictionary[Tokenizer, dict[str, list[int]]] = weakref.
 def _role_ids(tokenizer: Tokenizer) -> dict[str, list[int]]:
     """Every header; they are encoded once, as they are in each turn."""
     if tokenizer not in _ROLE_IDS:
-        _ROLE_IDS[tokenizer] = dict(zip(get_args(Role), tokenizer.encode_batch(get_args(Role))))
+        _ROLE_IDS[tokenizer] = dict(zip(ROLES, tokenizer.encode_batch(ROLES)))
     return _ROLE_IDS[tokenizer]
 
 

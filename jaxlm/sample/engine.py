@@ -126,12 +126,13 @@ def sizes(longest: int, stops: int, whole: int) -> dict[str, int]:
 def _settings(cfg: ModelConfig, tokenizer, rows: Sequence[Request], G: int, S: int) -> device.Settings:
     """The requests' settings as G rows; those beyond the requests are never read."""
     column = lambda values, dtype: np.array(values + [0] * (G - len(rows)), dtype)  # noqa: E731
+    allowed_of = functools.cache(functools.partial(allowed_tokens, cfg, tokenizer))  # most requests share a Sampling
     settings = [r.sampling for r in rows]
     stop_ids = np.full((G, S), -1, np.int32)
     allowed = np.ones((G, padded_vocab(cfg)), bool)
     for g, r in enumerate(rows):
         stop_ids[g, : len(r.stops)] = r.stops
-        allowed[g] = allowed_tokens(cfg, tokenizer, r.sampling)
+        allowed[g] = allowed_of(r.sampling)
     return device.Settings(
         temperature_R=column([s.temperature for s in settings], np.float32),
         top_k_R=column([s.top_k for s in settings], np.int32),

@@ -4,6 +4,7 @@ V padded vocabulary.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Literal
 
@@ -117,18 +118,24 @@ def make_requests(
     """A request per prompt; `UserError` for an empty prompt, an id out of range, or one beyond learned positions."""
     settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else list(sampling)
     sample_ids = range(len(prompts)) if sample_ids is None else sample_ids
+
+    @functools.cache  # most requests share a Sampling
+    def checked_stops(s: Sampling) -> tuple[int, ...]:
+        check_ids((*s.stop_ids, *s.control_ids), tokenizer)
+        return stop_tokens(tokenizer, s)
+
     made = []
     for prompt, s, i in zip(prompts, settings, sample_ids, strict=True):
         if len(prompt) == 0:
             raise UserError("the prompt is empty: give at least one token, such as the start token")
-        check_ids((*prompt, *s.stop_ids, *s.control_ids), tokenizer)
+        check_ids(prompt, tokenizer)
         room = max_new_tokens(cfg, len(prompt))
         if room is not None and room < 1:
             raise UserError(
                 f"the prompt has {len(prompt)} tokens but the model's learned positions reach {cfg.positions.length}"
             )
-        ids, stops = [int(t) for t in prompt], stop_tokens(tokenizer, s)
-        made.append(Request(len(made), ids, s, int(i), stops, room, unfed=len(ids)))
+        ids = [int(t) for t in prompt]
+        made.append(Request(len(made), ids, s, int(i), checked_stops(s), room, unfed=len(ids)))
     return made
 
 
