@@ -48,7 +48,7 @@ def ngram_tables(step: Decontaminate) -> tuple[dict[int, tuple[np.ndarray, np.nd
     for path in step.sets:
         before = len(names)
         for name, item in _items(path):
-            if not names or names[-1] != name:
+            if len(names) == before or names[-1] != name:  # two sets may have files of one name
                 names.append(name)
             hash_W = words(item).hashes
             n = min(step.ngram, hash_W.size)
@@ -71,6 +71,8 @@ def ngram_tables(step: Decontaminate) -> tuple[dict[int, tuple[np.ndarray, np.nd
 def _(step: Decontaminate) -> Filter:
     if not step.sets:
         raise UserError("Decontaminate: name at least one evaluation set in `sets`")
+    if step.ngram < 1 or step.min_words < 1:
+        raise UserError(f"Decontaminate: ngram and min_words are at least 1, got {step.ngram} and {step.min_words}")
     tables, names = ngram_tables(step)
 
     def check(text, url):

@@ -156,6 +156,14 @@ def test_decontaminate(tmp_path):
     assert reason(step, "Natalia sold clips to 48 of her friends in April, and then.") is None  # 12 words
     assert reason(step, "I ask: what is the name of the tallest mountain") == "in the evaluation set exam.jsonl"
     assert reason(step, PROSE) is None and reason(step, "tiny") is None and reason(step, "") is None
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "exam.jsonl").write_text(json.dumps({"q": "who was the first to climb that very mountain"}))
+    both = Decontaminate(sets=(*step.sets, str(tmp_path / "other" / "exam.jsonl")))
+    for asked in (item, "So who was the first to climb that very mountain?"):
+        assert reason(both, asked) == "in the evaluation set exam.jsonl"
+    for wrong in ({"ngram": 0}, {"min_words": 0}):
+        with pytest.raises(UserError, match="ngram and min_words are at least 1"):
+            filter_for(Decontaminate(sets=step.sets, **wrong))
     with pytest.raises(UserError, match="no such file"):
         filter_for(Decontaminate(sets=(str(tmp_path / "none"),)))
     (tmp_path / "bad.jsonl").write_text('{"q": 1}\n{')
