@@ -18,7 +18,7 @@ import sentencepiece
 import tqdm
 
 from jaxlm import config, storage
-from jaxlm.config import UserError
+from jaxlm.config import UserError, nearest
 from jaxlm.data import tokenizer as tokenizers
 from jaxlm.data.curate import Curation, curate, curation_fingerprint
 from jaxlm.data.hf_tokenizer import HFTokenizer
@@ -152,7 +152,17 @@ def check_sources(sources: tuple) -> None:
 
 
 def _curation(data: Data, sources: tuple) -> Curation | None:
-    """The steps with their `only` filled in: a world is seen by those alone that name it."""
+    """The steps with their `only` filled in: a world is seen by those alone that name it.
+
+    Raises `UserError` where `only` names no source: the step would see nothing, and nobody would be told.
+    """
+    known = [s.name for s in sources]
+    for step in () if data.curation is None else data.curation.steps:
+        if wrong := [name for name in step.only if name not in known]:
+            raise UserError(
+                f"data.curation: {type(step).__name__}(only=...) names the source {wrong[0]!r}, which is not there; "
+                f"{nearest(wrong[0], known)}"
+            )
     names = tuple(s.name for s in sources if not isinstance(s, World))
     if data.curation is None or len(names) == len(sources):
         return data.curation
@@ -225,10 +235,13 @@ def _text_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _side(found: Curated, split: Split, name: str, valid: bool) -> Iterator[Document]:
-    """The training or the validation documents of a source."""
+def _check(split: Split) -> None:
     if not 0 < split.valid_fraction < 1:
         raise UserError(f"data.split.valid_fraction must be between 0 and 1, got {split.valid_fraction}")
+
+
+def _side(found: Curated, split: Split, name: str, valid: bool) -> Iterator[Document]:
+    """The training or the validation documents of a source."""
     source = found.sources[name]
     if isinstance(split, ByPosition) or source["documents"] == 1:
         yield from _by_position(found, split, name, valid)
@@ -265,6 +278,7 @@ def tokenizer_for(data: Data, progress: bool = True) -> Tokenizer:
     """
     if isinstance(data.tokenizer, Bytes | HFTokenizer | Saved):
         return tokenizers.train(data.tokenizer, (), data.seed)
+    _check(data.split)
     found = curated(data, progress)
     whole = isinstance(data.tokenizer, Chars)
     about = [] if whole else [config.to_dict(data.split), data.seed, sentencepiece.__version__]
@@ -293,6 +307,7 @@ def packed(data: Data, progress: bool = True) -> tuple[dict[str, PackedSet], dic
 
 
 def _packed(data: Data, found: Curated, tokenizer: Tokenizer, progress: bool):
+    _check(data.split)
     key = stage_key("packed", found.hash, config.to_dict(data.split), tokenizer.hash, data.context)
     folder = cache_folder(data.cache, "packed", key)
     out = {"train": {}, "valid": {}}

@@ -257,6 +257,20 @@ def test_curation_leaves_a_world_alone_unless_named(with_world):
     assert prepare.curated(alone, False).hash == prepare.curated(replace(alone, curation=None), False).hash
 
 
+def test_curation_for_a_source_that_is_not_there(data):
+    for only in (("file",), ("files", "web")):
+        cfg = Curation((ExactDuplicates(), Length(only=only)))
+        with pytest.raises(UserError, match=rf"Length\(only=...\) names the source '{only[-1]}', .*: files$"):
+            prepare.curated(replace(data, curation=cfg), False)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, float("nan")])
+def test_either_side_has_a_share(data, share):
+    for tokenizer in (Bytes(), SentencePiece(300)):
+        with pytest.raises(UserError, match=f"valid_fraction must be between 0 and 1, got {share}"):
+            quietly(replace(data, tokenizer=tokenizer, split=ByDocument(share)))
+
+
 def test_rejected_texts_are_counted(data, tmp_path):
     path = tmp_path / "c.jsonl"
     write(path, texts(200))
