@@ -34,6 +34,8 @@ def _call(call) -> tuple[str | None, Part]:
 
 def describe_tools(tools: list) -> str:
     """The text that tells a model its tools: a line of JSON for each, name, description and parameters as given."""
+    if not isinstance(tools, list):
+        raise ValueError("'tools' is no list")
     functions = [t.get("function", t) if isinstance(t, dict) else t for t in tools]
     if not all(isinstance(f, dict) and isinstance(f.get("name"), str) for f in functions):
         raise ValueError("'tools' must hold functions, each with a name")

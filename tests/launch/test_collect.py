@@ -131,6 +131,7 @@ def test_collecting_says_what_is_wrong(call, runs, tmp_path):
         ('{"prompt": " "}', "line 1: a list 'messages'"),
         ("[]", "a JSON object is wanted"),
         ('{"messages": [{"role": "assistant", "content": "a"}]}', "before the assistant's turn"),
+        ('{"messages": [{"role": "user", "content": "a"}], "tools": 5}', "line 1: 'tools' is no list"),
         ("", "has no prompts"),
         (json.dumps({"prompt": "x" * 600}), "no prompt of .* fits"),
     ):
