@@ -11,7 +11,6 @@ import hashlib
 import itertools
 from collections.abc import Iterator
 
-from jaxlm import storage
 from jaxlm.config import UserError
 from jaxlm.data import gsm8k, readers, sources
 from jaxlm.data.conversation import Conversation, Message, Part
@@ -144,8 +143,6 @@ def _messages(source: Messages, record: dict) -> Conversation:
         have = ", ".join(map(str, list(record)[:8])) or "none"
         raise ValueError(f"no field {source.messages_field!r}; fields there: {have}")
     tools = record.get("tools") or record.get("functions")
-    if tools is not None and not isinstance(tools, list):
-        raise ValueError("'tools' is no list")
     fields = (source.role_field, source.content_field)
     return from_messages(record[source.messages_field], tools, source.inline_tools, *fields)
 
@@ -244,7 +241,7 @@ def fingerprint(source: ChatSource) -> str:
     fields = {k: v for k, v in dataclasses.asdict(source).items() if k not in ("name", "weight", "path")}
     digest = hashlib.sha256(repr((type(source).__name__, sorted(fields.items()))).encode())
     for name, path in _files(source):
-        digest.update(f"{name}\0{storage.sha256_file(path)}\0".encode())
+        digest.update(f"{name}\0{sources.content_hash(path)}\0".encode())
     return digest.hexdigest()
 
 

@@ -57,6 +57,10 @@ class Rejects:
     rejected: int = 0
     examples: list[str] = dataclasses.field(default_factory=list)  # the first five, each "file line 3: what is wrong"
 
+    def __post_init__(self):
+        if not 0 <= self.max_fraction <= 1:
+            raise UserError(f"max_bad_fraction is a share of the texts, from 0 to 1, got {self.max_fraction:g}")
+
     def add(self, what: str) -> None:
         self.seen += 1
         self.rejected += 1

@@ -86,12 +86,16 @@ def _nearest_existing(path: str) -> str:
     return path or os.curdir
 
 
-def _walk(folder: epath.Path) -> Iterator[epath.Path]:
+def _walk(folder: epath.Path, above: tuple[str, ...] = ()) -> Iterator[epath.Path]:
+    """Every file below a folder; a link to a folder that it lies in, which would have no end, is not followed."""
+    here = os.path.realpath(folder)
+    if here in above:
+        return
     for entry in sorted(folder.iterdir(), key=lambda p: p.name):
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
-            yield from _walk(entry)
+            yield from _walk(entry, (*above, here))
         else:
             yield entry
 
@@ -105,7 +109,25 @@ def _glob(pattern: str, base: str) -> list[epath.Path]:
 
 
 def files_of(source: Files) -> list[tuple[str, epath.Path]]:
-    """(id, path) of every file, sorted by id; `UserError` when there is none."""
+    """(id, path) of every file, sorted by id; `UserError` when there is none, or where a name is not UTF-8."""
+    found = _found(source)
+    for name, path in found:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise UserError(f"the name of the file {os.fspath(path)!r} is not UTF-8: rename it") from None
+    return found
+
+
+def content_hash(path: epath.Path) -> str:
+    """Hex SHA-256 of a file; `UserError` for one that cannot be read, such as a link to nothing."""
+    try:
+        return storage.sha256_file(path)
+    except OSError as e:
+        raise UserError(f"cannot read {path}: {e.strerror or e}") from e
+
+
+def _found(source: Files) -> list[tuple[str, epath.Path]]:
     where = os.path.expanduser(source.path)
     root = storage.path(where)
     if not where.strip():
@@ -255,7 +277,7 @@ def fingerprint(source: Source) -> str:
         digest.update(f"{type(source).__name__} {TASKS[type(source)].VERSION}".encode())
     elif isinstance(source, Files):
         for name, path in files_of(source):
-            digest.update(f"{name}\0{storage.sha256_file(path)}\0".encode())
+            digest.update(f"{name}\0{content_hash(path)}\0".encode())
     else:
         builder = _hf_call(source, "load_dataset_builder")
         digest.update(f"{builder.hash}\0{builder.config_id}\0{builder.info.version}".encode())

@@ -178,6 +178,29 @@ def test_a_cut_archive_says_where(tmp_path):
     assert stream.read() == lines * 2
 
 
+def test_links_and_names(tmp_path):
+    folder = tmp_path / "texts"
+    write(folder / "a" / "one.txt", "one")
+    write(folder / "b.txt", "two")
+    (folder / "a" / "back").symlink_to(folder)
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    write(tmp_path / "elsewhere" / "c.txt", "three")
+    assert [d.id for d in documents(Files(str(folder)))] == ["a/one.txt", "b.txt", "linked/c.txt"]
+    (folder / "gone.txt").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"^cannot read .*gone\.txt: No such file or directory$"):
+        fingerprint(Files(str(folder)))
+    (folder / "gone.txt").unlink()
+    with open(os.fsencode(folder) + b"/caf\xe9.txt", "w") as f:
+        f.write("four")
+    with pytest.raises(UserError, match=r"the name of the file '.*caf\\udce9\.txt' is not UTF-8: rename it"):
+        fingerprint(Files(str(folder)))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_share_of_bad_texts_is_a_share(tmp_path, share):
+    assert "max_bad_fraction is a share" in error_of(Files(write(tmp_path / "a.txt", "a"), max_bad_fraction=share))
+
+
 def test_missing_paths_name_what_exists(tmp_path):
     assert f"nearest that exists: {tmp_path}" in error_of(Files(str(tmp_path / "no" / "such" / "x.txt")))
     assert f"nearest that exists: {tmp_path}" in error_of(Files(str(tmp_path / "no" / "*.txt")))
