@@ -73,6 +73,8 @@ def _comparison(record, source: Comparisons) -> Preference:
             raise ValueError("'answers' and 'ranks' must be lists, of answers and of whole numbers")
         if len(given) < 2 or len(given) != len(ranks):
             raise ValueError(f"{len(given)} answers with {len(ranks)} ranks; two or more are wanted, and as many ranks")
+        if not all(0 <= r < 1 << 31 for r in ranks):
+            raise ValueError(f"'ranks' count from 0, the best, got {min(ranks)} to {max(ranks)}")
     elif {"chosen", "rejected"} <= record.keys():
         given, ranks = [record["chosen"], record["rejected"]], [0, 1]
     else:

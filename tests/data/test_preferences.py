@@ -146,6 +146,8 @@ def test_texts_to_go_on_with_are_seen_as_documents_are(tmp_path):
         ({"chosen": "good", "rejected": "bad"}, "a prompt ends before the assistant's turn, and there must be one"),
         ({"prompt": "hi", "answers": ["a", "b"], "ranks": [0]}, "2 answers with 1 ranks"),
         ({"prompt": "hi", "answers": ["a", "b"], "ranks": [0, None]}, "must be lists"),
+        ({"prompt": "hi", "answers": ["a", "b"], "ranks": [-1, 0]}, "count from 0, the best, got -1 to 0"),
+        ({"prompt": "hi", "answers": ["a", "b"], "ranks": [0, 1 << 31]}, "count from 0, the best, got 0 to 2147483648"),
         ({"prompt": 3, "chosen": "a", "rejected": "b"}, "line 1"),
         ("{broken", "line 1"),
         ([1], "a JSON object is wanted"),
