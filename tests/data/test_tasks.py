@@ -245,6 +245,7 @@ def test_a_file_of_programs_is_verified_by_what_they_print(tmp_path):
         ('{"question": "q"}', "line 41 has no field 'answer', and the lines before it have it: give each"),
         ('{"answer": "1"}', "must be a text"),
         ('{"question": [{"role": "assistant", "content": "x"}], "answer": "1"}', "one to answer"),
+        ('{"question": "\\ud800", "answer": "1"}', "lone surrogate"),
         ("[1]", "no JSON object"),
         ("{", "line 41"),
     ],
@@ -293,7 +294,8 @@ def test_what_is_asked_follows_from_definition_seed_and_place(problems):
     (Prompts(task=WorldTask(untold=0.5)), "untold needs the tool search"),
     (Prompts(task=WorldTask(facts=0.7, untold=0.7), tools=("search",)), "together at most 1"),
     (Prompts(task=PromptFile("nowhere.jsonl")), "nowhere"),
-], ids=["tools", "context", "index", "texts", "untold", "shares", "path"])  # fmt: skip
+    (Prompts(task=PromptFile(__file__, heldout=float("nan"))), "heldout must be between 0 and 1, got nan"),
+], ids=["tools", "context", "index", "texts", "untold", "shares", "path", "heldout"])  # fmt: skip
 def test_bad_definitions_say_so(cfg, words):
     with pytest.raises(UserError, match=words):
         prompts.check(cfg)

@@ -12,6 +12,7 @@ from jaxlm.data import readers, sources
 from jaxlm.data.conversation import Conversation, Message
 from jaxlm.data.messages import from_messages
 from jaxlm.data.tasks.prompt import Prompt, Split
+from jaxlm.data.tokenizer import utf8
 from jaxlm.data.world.draws import is_heldout
 
 
@@ -51,16 +52,20 @@ def _conversation(cfg: PromptFile, asked) -> str | Conversation:
 
 def _lines(cfg: PromptFile) -> tuple[dict[str, list[Prompt]], str, str | None]:
     """({split: prompts}, hash of the files, where the first line stands if none has an answer)"""
+    if not 0 < cfg.heldout < 1:
+        raise UserError(f"PromptFile: heldout must be between 0 and 1, got {cfg.heldout}")
     answered, unanswered = None, None
     out: dict[str, list[Prompt]] = {"train": [], "heldout": []}
     digest = hashlib.sha256(repr(dataclasses.astuple(cfg)[1:]).encode())
     for name, path in sources.files_of(sources.Files(cfg.path)):
-        digest.update(f"{name}\0{storage.sha256_file(path)}\0".encode())
+        digest.update(f"{name}\0{sources.content_hash(path)}\0".encode())
         for where, record in readers.records(path):
             try:
                 if not isinstance(record, dict):
                     raise record if isinstance(record, ValueError) else ValueError("it is no JSON object")
                 asked = _conversation(cfg, record.get(cfg.prompt_field))
+                for text in [asked] if isinstance(asked, str) else (p.text for m in asked.messages for p in m.parts):
+                    utf8(text)
             except (ValueError, UserError) as e:
                 raise UserError(f"{path} {where}: {e}") from e
             split = "heldout" if is_heldout(repr(record[cfg.prompt_field]), cfg.heldout) else "train"
