@@ -7,7 +7,7 @@ input of a command: no value is in an argument, a script, a manifest, or anythin
 
 import contextlib
 import dataclasses
-import importlib.util
+import itertools
 import os
 import re
 import shlex
@@ -72,8 +72,12 @@ class Job:
     @property
     def workdir(self) -> str | None:
         """The run directory that the command names."""
-        found = [a.split("=", 1)[1] for a in self.command if a.startswith("--workdir=")]
-        return found[-1] if found else None
+        found = None
+        for word, following in itertools.pairwise((*self.command, "")):
+            name, given, value = word.partition("=")
+            if name in ("--workdir", "-workdir"):  # as a program's own flags read it
+                found = value if given else following
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +102,7 @@ def command(words: list[str]) -> tuple[str, ...]:
         raise UserError("the command is missing: end with -- launch.train --experiment=NAME --workdir=DIR")
     folder = os.path.dirname(os.path.abspath(__file__))
     programs = sorted(f"launch.{f[:-3]}" for f in os.listdir(folder) if f.endswith(".py") and f != "__init__.py")
-    if not words[0].startswith("launch.") or importlib.util.find_spec(words[0]) is None:
+    if words[0] not in programs:
         raise UserError(f"{words[0]!r} is no program of ours; {nearest(words[0], programs)}")
     return tuple(words)
 

@@ -57,6 +57,16 @@ def test_commands():
         job.command(["launch.trian"])
     with pytest.raises(UserError, match="'rm' is no program of ours"):
         job.command(["rm", "-rf"])
+    with pytest.raises(UserError, match=r"'launch\.train\.py' is no program of ours; nearest: launch\.train"):
+        job.command(["launch.train.py"])
+
+
+@pytest.mark.parametrize("words", [
+    ("--workdir=runs/a",), ("--workdir", "runs/a"), ("-workdir=runs/a",), ("--workdir=gs://b/a", "--workdir", "runs/a"),
+])  # fmt: skip
+def test_a_workdir_that_would_be_lost_however_it_is_given(words):
+    with pytest.raises(UserError, match="--workdir=runs/a would be lost with its machine"):
+        job.validate(Job("a", ("launch.tour", *words, "--scale=smoke"), tpus.find("v5e-1")), 1, False)
 
 
 @pytest.mark.parametrize(("texts", "words"), [
