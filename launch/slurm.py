@@ -137,10 +137,23 @@ def look(asked: str, name: str) -> Step:
     return Step(("squeue", "--me", f"--name={name}", "--format=%i %j %T, %D nodes, %M of %l, %r"))
 
 
+def seconds(limit: str) -> int:
+    """Of a time as Slurm writes it: minutes, MM:SS, HH:MM:SS, or DAYS- and hours, HH:MM or HH:MM:SS."""
+    days, behind_days, rest = limit.rpartition("-")
+    parts = [int(part) for part in rest.split(":")]
+    units = (60, 1) if not behind_days and len(parts) < 3 else (3600, 60, 1)
+    return int(days or 0) * 86400 + sum(part * unit for part, unit in zip(parts, units))
+
+
 def check_place(place: Place) -> None:
     jobs.check_words("--sbatch", place.options)
     if place.time is not None and not LIMIT.fullmatch(place.time):
         raise UserError(f"--time={place.time!r}: minutes, or HH:MM:SS, or DAYS-HH:MM:SS")
+    if place.time is not None and 0 < seconds(place.time) <= place.save_seconds:  # 0 is no limit
+        raise UserError(
+            f"--time={place.time}: every start would be told to save at once, --save_seconds={place.save_seconds} "
+            "before its limit; give more time, or fewer --save_seconds"
+        )
     for option in place.options:
         if option.startswith("-"):
             raise UserError(f"--sbatch={option}: without its dashes, such as --sbatch=partition=gpu")

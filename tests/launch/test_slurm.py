@@ -109,6 +109,11 @@ def test_what_sbatch_is_given(cluster, monkeypatch):
     assert "#SBATCH --export=ALL,HF_TOKEN\n" in text and "#SBATCH --partition=gpu\n" in text
     assert "hf_very" not in text + "".join(stubs.calls(cluster))
     assert "#SBATCH --export=NONE\n" in slurm.script(JOB, slurm.Place())
+    for limit in ("10", "9:59", "00:10:00", "0-0:10"):
+        with pytest.raises(UserError, match=f"--time={limit}: every start would be told to save at once"):
+            slurm.check_place(slurm.Place(limit))
+    for limit in ("11", "10:01", "1:00:00", "1-0", "0-1", "0"):
+        slurm.check_place(slurm.Place(limit))
     with pytest.raises(UserError, match="--sbatch: the value of HF_TOKEN looks like a secret"):
         slurm.check_place(slurm.Place(options=("export=ALL,HF_TOKEN=x",)))
 
