@@ -30,6 +30,7 @@ Exit codes: 0 done; 2 bad input.
 """
 
 import dataclasses
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -264,6 +265,9 @@ def main() -> int:
         raise UserError("--criteria must name at least one")
     if IMPORT.value is not None and not storage.path(IMPORT.value).is_file():
         raise UserError(f"--import: no such file: {IMPORT.value}")
+    written = [os.path.realpath(f.value) for f in (STORE, EXPORT, WRITTEN) if f.value is not None]
+    if len(set(written)) < len(written):
+        raise UserError("--store, --export and --written are files of their own: one would be written over another")
     with Store(STORE.value, create=IMPORT.value is not None) as store:
         if IMPORT.value is not None:
             print(bring_in(store, IMPORT.value))

@@ -189,6 +189,11 @@ def test_bad_options(call, path, tmp_path):
         ({"store": path, "annotator": "ada", "rating_scale": ["7", "1"]}, "the lower first"),
         ({"store": path, "annotator": "ada", "rating_scale": ["1", "x"]}, "is a number"),
         ({"store": str(tmp_path / "no.db"), "import": "none.jsonl"}, "no such file"),
+        ({"store": path, "export": path}, "written over another"),
+        (
+            {"store": path, "export": str(tmp_path / "w.jsonl"), "written": f"{tmp_path}/./w.jsonl"},
+            "written over another",
+        ),
         ({"store": path, "agreement": True}, "two prompts that two annotators"),
         ({"store": path, "written": str(tmp_path / "w.jsonl")}, "no conversation came out"),
     ):
