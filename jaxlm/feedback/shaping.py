@@ -240,14 +240,19 @@ def thinking_steps(
 
     The step's own begin and end are characters of its part. A process reward goes to token end - 1.
     """
-    out, at, ids = [], 0, reply.completion.ids
+    if all(part.kind != "thinking" for part in reply.message.parts):
+        return []  # a reply to a text has no ids of its parts
+    control = set(tokenizer.control.values())
+    # Without control ids: one that closes what is not open belongs to no part, and may stand in the middle of one.
+    places = [i for i, token in enumerate(reply.completion.ids) if token not in control]
+    out, at, ids = [], 0, tuple(reply.completion.ids[i] for i in places)
     for part in reply.message.parts:
         size = len(part.ids)
         at = next(i for i in range(at, len(ids) + 1) if ids[i : i + size] == part.ids)
         if part.kind == "thinking":
             found = steps(part.text, given)
             spans = token_spans(part.ids, [(s.begin, s.end) for s in found], tokenizer)
-            out += [(s, at + begin, at + end) for s, (begin, end) in zip(found, spans)]
+            out += [(s, places[at + begin], places[at + end - 1] + 1) for s, (begin, end) in zip(found, spans)]
         at += size
     return out
 

@@ -198,6 +198,16 @@ def test_steps_have_their_place_in_the_ids():
     assert thinking_steps(written("42", "<|im_end|>"), TOKENIZER) == []
 
 
+def test_steps_have_their_places_beside_symbols_that_close_nothing():
+    reply = written("4", "</think>", "2", "<think>", "1 + 1 ", "<|tool_call_end|>", "= 2, and 2 * 3 = 6", "</think>",
+                    "4", "</think>", "2", "<|im_end|>")  # fmt: skip
+    found = thinking_steps(reply, TOKENIZER)
+    texts = [TOKENIZER.decode(reply.completion.ids[begin:end]) for _, begin, end in found]
+    assert texts == ["1 + 1 = 2", "2 * 3 = 6"]
+    to_a_text = dataclasses.replace(reply, message=said(Part("1 + 1 = 2")))
+    assert thinking_steps(to_a_text, TOKENIZER) == []
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_a_token_span_covers_its_characters_and_no_more(data):
