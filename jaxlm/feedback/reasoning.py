@@ -37,7 +37,8 @@ _DOUBT = re.compile(
     + r")\b)",
     re.IGNORECASE | re.MULTILINE,
 )
-_VALUE = re.compile(r"(?<![\w.,])[+-]?\$?[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?%?(?!\w)", re.ASCII)
+# Possessive: of 1.5kg not even the 1 stands by itself.
+_VALUE = re.compile(r"(?<![\w.,])[+-]?\$?[0-9]++(?:,[0-9]++)*+(?:\.[0-9]++)?+(?:/[0-9]++)?+%?+(?!\w)", re.ASCII)
 
 Split = Callable[[str], list[str]]
 Read = Callable[[str], Hashable | None]
@@ -56,7 +57,7 @@ def lines(trace: str) -> list[str]:
 
 def last_number(text: str) -> Fraction | None:
     """The last number in a text that stands by itself."""
-    values = [v for found in _VALUE.findall(text) if (v := number(found.rstrip(","))) is not None]
+    values = [v for found in _VALUE.findall(text) if (v := number(found)) is not None]
     return values[-1] if values else None
 
 

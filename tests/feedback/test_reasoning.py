@@ -45,6 +45,8 @@ def test_other_rules():
     city = lambda text: "Rome" if "Rome" in text else None  # noqa: E731
     assert candidates("Rome. Wait, Paris. Actually Rome", read=city) == ["Rome", "Rome"]
     assert last_number("x5 5x a_5 \u0665") is None and last_number("it is 7, or 8.") == 8
+    assert last_number("1.5kg, 1,234kg, 3/4ths, 12.50each, 50%s") is None
+    assert [last_number(f"it is {n}") for n in ("7,so", "1,234,", "7.", "3/4.")] == [7, 1234, 7, Fraction(3, 4)]
 
 
 @settings(max_examples=100, deadline=None)
