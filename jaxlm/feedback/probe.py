@@ -110,9 +110,13 @@ def read_questions(path) -> list[Question]:
         raise UserError(f"no such file of questions: {path}")
     for where, record in readers.records(file):
         record = record if isinstance(record, dict) else {}
-        texts = [record.get("question"), record.get("answer"), *(record.get("also") or ())]
+        also = record.get("also") or []
+        texts = [record.get("question"), record.get("answer"), *(also if isinstance(also, list) else [None])]
         if not all(isinstance(x, str) and x.strip() for x in texts):
-            raise UserError(f'{path} {where}: {{"question": text, "answer": text}} is wanted, neither of them empty')
+            raise UserError(
+                f'{path} {where}: {{"question": text, "answer": text}} is wanted, neither of them empty, and "also" '
+                "may be a list of texts"
+            )
         out.append(plain_question(texts[0], texts[1], str(record.get("id", where.replace(" ", ""))), texts[2:]))
     if not out:
         raise UserError(f"{path} has no questions")

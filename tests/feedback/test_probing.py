@@ -189,7 +189,10 @@ def test_files_give_back_what_was_written(tmp_path):
         read_probed(tmp_path / "bad.jsonl")
     (tmp_path / "q.jsonl").write_text('{"question": "Who?", "answer": "Me", "also": ["I"], "id": 7}\n')
     assert read_questions(tmp_path / "q.jsonl") == [plain_question("Who?", "Me", "7", ("I",))]
-    for text, message in (("{}\n", "line 1: "), ('{"question": "?", "answer": " "}\n', "neither of them empty")):
+    wrong = [("{}\n", "line 1: "), ('{"question": "?", "answer": " "}\n', "neither of them empty")]
+    for also in ('"Paris"', "5", '["a", 5]'):  # the letters of a text are no answers
+        wrong.append((f'{{"question": "?", "answer": "a", "also": {also}}}\n', '"also" may be a list of texts'))
+    for text, message in wrong:
         (tmp_path / "q.jsonl").write_text(text)
         with pytest.raises(UserError, match=message):
             read_questions(tmp_path / "q.jsonl")
