@@ -55,6 +55,7 @@ VALUES = {
     "0^0": "1",
     "abs(-3) + max(1, 2) + min(4, 3) + floor(2.7) + ceil(2.1) + round(2.5)": "16",
     "round(3.14159, 2)": "3.14",
+    "max(1,250.50, 3) + min(12,7)": "1257.5",
     "2 pi": "6.283185307",
     "1 +\n2": "3",
     # exact
@@ -92,6 +93,8 @@ ERRORS = {
     "1.2.3": "two decimal points",
     "sqrt(-1)": "negative",
     "sqrt(1,2)": "one value",
+    "max(1,200)": "max of the one value 1200: put a space after each comma",
+    "min(3,100) + 1": "of the one value 3100",
     "3.5!": "factorial",
     "9^9^9": "digits",
     "10^700": "digits",
