@@ -139,7 +139,7 @@ def number(text: str) -> Fraction | None:
         return None
     try:
         return Fraction(text.replace(",", ""))
-    except ZeroDivisionError:
+    except (ZeroDivisionError, ValueError):  # more digits than Python reads: a model may write any number of them
         return None
 
 

@@ -79,6 +79,10 @@ def test_answers_take_any_text(text):
     assert normalized(normalized(text)) == normalized(text) or normalized(text).startswith(("the ", '"', "'", "`"))
 
 
+def test_more_digits_than_python_reads_are_no_number():
+    assert number("7" * 5000) is None and judge(question("numeric", "7"), "7" * 5000) == ("wrong", False)
+
+
 def test_refusals_and_hedges_are_told_apart_from_answers():
     t = world_tables(SMALL)
     truths = {q.answer for s in ("train", "heldout") for q in fact_questions(t, s)}
