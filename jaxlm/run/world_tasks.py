@@ -18,13 +18,14 @@ from jaxlm.config import UserError
 from jaxlm.data.chat import Chat
 from jaxlm.data.conversation import Message, Part
 from jaxlm.data.preferences import Preferences
+from jaxlm.data.prepare import Data
 from jaxlm.data.prompting import Example, choose_shots, shown_reply
 from jaxlm.data.world.answers import judge, refusal, verify
 from jaxlm.data.world.corpus import World, task_problem, world_tables
 from jaxlm.data.world.identity import identity_question, system_question
 from jaxlm.data.world.people import Split, person
 from jaxlm.data.world.questions import Question, fact_questions
-from jaxlm.data.world.talk import Work, WorldConversations, by_tool, recalled, recollection, worked
+from jaxlm.data.world.talk import Work, WorldConversations, by_tool, recalled, recollection, tools_message, worked
 from jaxlm.data.world.talk import found as searched
 from jaxlm.estimates import Estimate, proportion
 from jaxlm.run import evals
@@ -62,8 +63,8 @@ class Item:
 def find_world(experiment: Experiment) -> WorldConversations:
     """The world that a run, or else one that it came from, was trained on, with how it talks of it."""
     for e in ancestry(experiment):
-        sources = e.data.sources if isinstance(e.data, Chat | Preferences) or e.data.path is None else ()
-        for source in sources:
+        own = isinstance(e.data, Chat | Preferences) or (isinstance(e.data, Data) and e.data.path is None)
+        for source in e.data.sources if own else ():
             if isinstance(source, WorldConversations):
                 return source
             if isinstance(source, World):
@@ -262,14 +263,16 @@ def _world(run: Run, talk: WorldConversations, chat: bool, seed: int, limit: int
         yield task, mine, metrics(mine, _chance(found, items(talk, task, POOL, "train")))
 
 
-def _cells(run: Run, task: str, asked: Sequence[Item], pool: Sequence[Example], chat: bool, seed: int) -> list[tuple]:
+def _cells(
+    run: Run, task: str, asked: Sequence[Item], pool: Sequence[Example], system: str | None, chat: bool, seed: int
+) -> list[tuple]:
     """What the suite `shots` asks of a task: (task, work, count, tokens of a reply, questions, shots of each)."""
     cells = []
     for work in ("none", "think") if any(e.solution for e in pool) else ("none",):
         tokens = budget(run, asked, work, chat)
         for count in SHOTS:
             shots = [choose_shots(pool, count, i.example, seed) for i in asked]
-            tried = [Asked(i.question.text, tokens, None, s, work) for i, s in zip(asked, shots)]
+            tried = [Asked(i.question.text, tokens, system, s, work) for i, s in zip(asked, shots)]
             # All questions or none: those that still fit would be the easier ones.
             reason = next((why for a in tried if (why := too_long(run, a, chat))), None)
             if not asked or min(map(len, shots)) < count or reason:
@@ -281,10 +284,10 @@ def _cells(run: Run, task: str, asked: Sequence[Item], pool: Sequence[Example], 
 
 
 def _shots(run: Run, talk: WorldConversations, chat: bool, seed: int, limit: int, tools, counters):
-    cells = []
+    cells, system = [], tools_message(tuple(tools)) if tools else None  # takes room as well
     for task in ("fact_often", *talk.world.tasks):
         asked, pool = items(talk, task, limit, seed=seed), [i.example for i in items(talk, task, POOL, "train")]
-        cells += _cells(run, task, asked, pool, chat, seed)
+        cells += _cells(run, task, asked, pool, system, chat, seed)
     if not cells:
         raise UserError(f"no question of the world fits data.context {run.experiment.data.context}, even without shots")
     flat = [(i.question, s, work, tokens) for _, work, _, tokens, asked, shots in cells for i, s in zip(asked, shots)]

@@ -8,9 +8,10 @@ import pytest
 from jaxlm.config import UserError
 from jaxlm.data.chat import Chat
 from jaxlm.data.chat_sources import Messages
-from jaxlm.data.conversation import Message, Part
+from jaxlm.data.conversation import Message, Part, prompt_ids
 from jaxlm.data.prepare import Data
-from jaxlm.data.prompting import Example
+from jaxlm.data.prompting import Example, few_shot_conversation
+from jaxlm.data.prompts import Prompts
 from jaxlm.data.tokenizer import Bytes
 from jaxlm.data.world.arithmetic import Arithmetic
 from jaxlm.data.world.corpus import World, task_problem
@@ -136,6 +137,8 @@ def test_the_world_is_found_where_the_run_came_from(tmp_path):
     child = Experiment(None, other, parent=str(tmp_path / "base"))
     assert find_world(child).world == WORLD and is_chat(child) and not is_chat(Experiment(None, BASE))
     assert len(list(ancestry(child))) == 2
+    rewarded = Experiment(None, Prompts(), parent=str(tmp_path / "base"))  # its data has no sources
+    assert find_world(rewarded).world == WORLD
     for e in (Experiment(None, other, parent=str(tmp_path / "gone")), Experiment(None, Data(path="x"))):
         with pytest.raises(UserError, match="--world=DIR"):
             find_world(e)
@@ -177,6 +180,19 @@ def test_the_suite_shots_measures_what_fits_and_draws_it(chat_run, tmp_path):
     )
     with pytest.raises(UserError, match=r"no question of the world fits data\.context 32"):
         run_suite(tight, "shots", small, limit=2)
+
+
+def test_an_offer_of_tools_takes_room_from_the_shots():
+    small = dataclasses.replace(TALK, world=dataclasses.replace(WORLD, tasks=("arithmetic",)))
+
+    def tokens_of(asked) -> int:
+        prompt = few_shot_conversation((), asked[0].question.text, "none", None)
+        return len(prompt_ids(prompt, TOKENIZER)) + world_tasks.budget(scripted(SEVEN), asked, "none", True)
+
+    context = min(tokens_of(items(small, task, 1)) for task in ("fact_often", "arithmetic"))
+    just = scripted(SEVEN, dataclasses.replace(CHAT, context=context))
+    with pytest.raises(UserError, match="no question of the world fits"):
+        run_suite(just, "shots", small, limit=1, tools=registry([Tool("sum", "adds", str)]))
 
 
 def test_side_by_side():
