@@ -168,6 +168,9 @@ def run(
 ) -> tuple[object, int]:
     """Steps from `recorder.first` to `steps`, logging, evaluating and saving on the way.
 
+    There is a line for the first step of a process, for each step that is followed by an evaluation, a save or the end,
+    and for every `log_every`-th.
+
     step: (state, batch) -> (state, {name: scalar array}), asynchronous. batch: global step -> batch.
     evaluate: (step, state) -> the metric by which the best checkpoint is kept, lower is better; it logs for itself.
     ended: the step to go back to, where what was logged says that the run is to end here, or None. It is then done, a
@@ -214,18 +217,18 @@ def run(
             if pending is not None:
                 recorder(*pending)
                 pending = None
-            if n % log_every == 0 or n == recorder.first + 1 or n == steps:
+            stop, last = stopping(), n == steps
+            due = last or n % evaluate_every == 0
+            halts = due or stop or n % checkpoints.cfg.every == 0
+            if n % log_every == 0 or n == recorder.first + 1 or halts:
                 pending = (n, metrics)
-            if ended is not None and pending is not None:
+            # What comes now waits for every step so far: their time is theirs, and what is said of them comes first.
+            if pending is not None and (halts or ended is not None):
                 recorder(*pending)
                 pending = None
-            last = n == steps or back() is not None
-            stop = stopping()
-            due = n % evaluate_every == 0 or last
-            if due or stop or n % checkpoints.cfg.every == 0:
-                if pending is not None:
-                    recorder(*pending)
-                    pending = None
+            last |= back() is not None
+            due |= last
+            if halts or last:
                 metric, owed = evaluated() if due else (None, False)
                 stop |= owed
                 with clock.phase("save"):

@@ -28,7 +28,7 @@ class Train:
     clip: float | None = 1.0  # global gradient norm
     z_loss: float = 0.0
     loss_chunk: int | None = 1024  # positions of each row whose logits exist at once; None: all
-    log_every: int = 10
+    log_every: int = 10  # and at each step that is followed by an evaluation or a save
     skip: tuple[int, ...] = ()  # updates to leave out, by the number that the log gives them, such as bad batches
     max_skipped: int = 50  # so many updates left out in a row, and the run has diverged
     hang_seconds: float | None = 1800.0  # without an end of a step, evaluation, save or restore, and it ends

@@ -25,7 +25,7 @@ from jaxlm.optim.schedules import Cosine
 from jaxlm.run import checkpoint, exits, goodput, lineage, load, manifest, rl_evals, rl_metrics, train
 from jaxlm.run.checkpoint import Checkpointing
 from jaxlm.run.experiment import Evaluation, Experiment
-from jaxlm.run.log import read_metrics
+from jaxlm.run.log import raw_metrics, read_metrics
 from jaxlm.sharding import MeshConfig
 from jaxlm.steps.distill import Distill
 from jaxlm.steps.update import Train
@@ -207,10 +207,22 @@ def test_updates_left_out_have_lines_of_their_own_and_stay_out_when_resumed(expe
     e = config.override(experiment, {"train.skip": (2, 4, STEPS), "train.log_every": STEPS})
     assert train.train(e, tmp_path / "whole", experiment) == exits.EXIT_DONE
     lines = [r for r in read_metrics(tmp_path / "whole") if "train/skipped" in r]
-    assert [(r["step"], r["train/skipped"]) for r in lines] == [(1, 0), (2, 1), (4, 2), (STEPS, 3)]
+    assert [(r["step"], r["train/skipped"]) for r in lines] == [(1, 0), (2, 1), (3, 1), (4, 2), (STEPS, 3)]
     assert all(r["train/gradient_norm"] > 0 for r in lines)
     crashed_and_resumed(e, tmp_path / "run", monkeypatch, at=3)
     assert_same(saved(e, tmp_path / "run"), saved(e, tmp_path / "whole"))
+
+
+def test_evaluations_and_saves_find_no_step_that_has_no_time_yet(experiment, tmp_path):
+    """What is read from the devices there would wait for earlier steps, and their time would not be the steps'."""
+    e = config.override(experiment, {"train.log_every": 100, "train.skip": (2,), "checkpoint.every": 5})
+    assert train.train(e, tmp_path / "run", experiment) == exits.EXIT_DONE
+    records = list(raw_metrics(tmp_path / "run"))
+    assert [r["step"] for r in records if "train/loss" in r] == [1, 3, 5, STEPS]
+    kinds = ["train" if "train/loss" in r else "eval" for r in records if "train/loss" in r or "eval/all/loss" in r]
+    assert kinds == ["train", "train", "eval", "train", "train", "eval"]
+    # What was left out is told before the evaluation: later, it would supersede it.
+    assert [r["step"] for r in read_metrics(tmp_path / "run") if "eval/all/loss" in r] == [3, STEPS]
 
 
 @pytest.mark.parametrize("this", [0, 1])
