@@ -99,9 +99,10 @@ def account(workdir) -> dict[str, float]:
         times = {k.removeprefix("seconds/"): v for k, v in record.items() if k.startswith("seconds/")}
         if not times:
             continue
-        if "initialise" in times:  # another process, which goes on from the step before this one
-            again = [t for step, t in kept if step >= record["step"]]
-            kept = [(step, t) for step, t in kept if step < record["step"]]
+        if "initialise" in times:  # another process: it goes on from the step before this one, if it has taken any
+            first = record["step"] + ("compile" not in times)
+            again = [t for step, t in kept if step >= first]
+            kept = [(step, t) for step, t in kept if step < first]
             for lost in again:
                 total["lost"] += sum(lost.get(name, 0.0) for name in ("data", "step"))
                 total.update({k: v for k, v in lost.items() if k not in ("data", "step")})

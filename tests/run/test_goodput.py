@@ -76,6 +76,12 @@ def test_a_restart_from_the_very_step_that_was_logged_last_loses_nothing(tmp_pat
     assert goodput.account(tmp_path) == {"initialise": 2.0, "step": 5.0}
 
 
+def test_a_process_that_takes_no_step_loses_none(tmp_path):
+    """It came for an evaluation alone that was owed."""
+    write(tmp_path, times(5, initialise=1.0, compile=4.0), times(9, step=8.0), times(9, initialise=1.0, evaluate=2.0))
+    assert goodput.account(tmp_path) == {"initialise": 2.0, "compile": 4.0, "step": 8.0, "evaluate": 2.0}
+
+
 def test_a_run_without_times_has_no_account(tmp_path):
     write(tmp_path, {"step": 1, "train/loss": 1.0})
     assert goodput.account(tmp_path) == {}
