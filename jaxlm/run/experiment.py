@@ -88,9 +88,13 @@ def validate(e: Experiment, batch_shards: int) -> None:
     batch_shards: over how many devices the mesh spreads the rows of a batch.
     """
     t = e.train
-    for name in ("steps", "batch_size", "accumulation", "log_every"):
-        if getattr(t, name) < 1:
-            raise UserError(f"train.{name} must be at least 1, got {getattr(t, name)}")
+    counts = {f"train.{n}": getattr(t, n) for n in ("steps", "batch_size", "accumulation", "log_every", "max_skipped")}
+    counts |= {f"evaluation.{n}": getattr(e.evaluation, n) for n in ("every", "batch_size", "max_batches")}
+    for path, value in (counts | {"train.loss_chunk": t.loss_chunk}).items():
+        if value is not None and value < 1:
+            raise UserError(f"{path} must be at least 1, got {value}")
+    if t.clip is not None and not t.clip > 0:
+        raise UserError(f"train.clip must be above 0, or none for no clipping, got {t.clip:g}")
     for path, value in config.walk(e):  # a critic has an optimizer of its own
         if "optimizer." in path and type(value) in (int, float) and not 0 <= value < math.inf:
             raise UserError(f"{path} must be a number from 0 on, got {value:g}")
