@@ -213,8 +213,8 @@ def read_origin(e: Experiment, what: str, mesh, records: dict):
 def flops_per_token(e: Experiment, reference) -> float:
     """Of an update: the training of the model, without logits that are never made, and a pass of the reference."""
     count = lora.flops_per_token(e.model, e.lora, e.data.context)["train"]
-    if "lm" not in e.heads:
-        count -= 6.0 * padded_vocab(e.model) * e.model.width
+    if "lm" not in e.heads:  # with adapters its kernel would have had no gradient
+        count -= (6.0 if e.lora is None else 4.0) * padded_vocab(e.model) * e.model.width
     if reference is not None:
         count += flops.flops_per_token(reference[0], e.data.context)["forward"]
     return count

@@ -13,10 +13,11 @@ from collections.abc import Iterable, Sequence
 
 from jaxlm import config, storage
 from jaxlm.config import UserError
-from jaxlm.nn import flops
-from jaxlm.run import log, report
+from jaxlm.run import log, objectives, report
 from jaxlm.run.experiment import Experiment
 from jaxlm.run.statistics import CONFIDENCE, noise_floor, paired_difference, summarize, verdict
+from jaxlm.steps import preference
+from jaxlm.steps.preference import Preference
 
 SCHEMA_VERSION = 1
 BASELINE = "baseline"
@@ -89,9 +90,12 @@ def folder(variant: Variant, seed: int) -> str:
 
 # ---------------------------------------------------------------------------------------------------- equal compute
 def flops_per_step(e: Experiment, vocab_size: int) -> float:
-    """Training FLOPs of one update; `vocab_size` binds a model whose vocabulary comes from its tokenizer."""
-    model = dataclasses.replace(e.model, vocab_size=e.model.vocab_size or vocab_size)
-    return flops.flops_per_token(model, e.data.context)["train"] * e.train.batch_size * e.data.context
+    """Training FLOPs of one update, without a teacher's, which may be gone when the sweep is answered; `vocab_size`
+    binds a model whose vocabulary comes from its tokenizer."""
+    e = dataclasses.replace(e, model=dataclasses.replace(e.model, vocab_size=e.model.vocab_size or vocab_size))
+    compared = isinstance(e.objective, Preference) and preference.needs_reference(e.objective)
+    each = objectives.flops_per_token(e, (e.model, None) if compared else None)
+    return each * e.train.batch_size * e.data.context
 
 
 def steps_at_equal_flops(baseline_steps: int, baseline_flops: float, variant_flops: float) -> int:

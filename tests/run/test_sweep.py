@@ -1,5 +1,6 @@
 """The grid, equal compute, and the answer of a sweep."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,9 +9,16 @@ import pytest
 import experiments  # noqa: F401  registers definitions
 from jaxlm import config
 from jaxlm.config import UserError
+from jaxlm.data.prepare import Data
+from jaxlm.nn import flops, lora
+from jaxlm.nn.lora import LoRA
+from jaxlm.nn.transformer import ModelConfig
 from jaxlm.optim.optimizers import Muon
 from jaxlm.run import sweep
+from jaxlm.run.experiment import Experiment
 from jaxlm.run.sweep import Variant
+from jaxlm.steps.preference import Preference
+from jaxlm.steps.reward import RewardModel
 
 
 def names(variants):
@@ -62,6 +70,23 @@ def test_a_setting_that_undoes_an_edit_is_named():
     sets = ["model.width=32", "model.layers=2", "optimizer=AdamW()", "data.context=8"]
     lost = [line.split()[0] for line in sweep.undone(Variant("wide"), e, edited, sets)]
     assert lost == ["--set=model.width=32", "--set=optimizer=AdamW()"]
+
+
+def test_an_update_costs_what_its_objective_makes_of_it():
+    model = ModelConfig(vocab_size=64, layers=2, width=32, heads=2)
+    e, tokens = Experiment(model=model), 16 * Data().context
+    whole = sweep.flops_per_step(e, 64)
+    passed = flops.flops_per_token(model, Data().context)
+    assert whole == passed["train"] * tokens
+    adapted = sweep.flops_per_step(dataclasses.replace(e, lora=LoRA(rank=1)), 64)
+    assert adapted == lora.flops_per_token(model, LoRA(rank=1), Data().context)["train"] * tokens < 0.9 * whole
+    compared = sweep.flops_per_step(dataclasses.replace(e, objective=Preference()), 64)
+    assert compared == whole + passed["forward"] * tokens
+    # A reward model makes no logits, with adapters or without: neither a pass nor a gradient of them.
+    larger = dataclasses.replace(model, vocab_size=6400)
+    for adapters in (None, LoRA(rank=1)):
+        scored = dataclasses.replace(e, objective=RewardModel(), lora=adapters)
+        assert sweep.flops_per_step(scored, 64) == sweep.flops_per_step(dataclasses.replace(scored, model=larger), 64)
 
 
 def test_equal_flops():
