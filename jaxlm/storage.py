@@ -27,7 +27,8 @@ def disk_errors(p):
             raise UserError(f"the disk is full: cannot write {p}; free some and start the same command again") from e
         if e.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise UserError(f"no permission to write {p}; choose another folder") from e
-        if e.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
+        wrong_kind = isinstance(e, IsADirectoryError | NotADirectoryError)  # etils gives no number with its own
+        if wrong_kind or e.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
             raise UserError(f"cannot write {p}: a file stands where a folder is needed, or the reverse") from e
         if e.errno == errno.ENOENT:
             raise UserError(f"cannot write {p}: there is no such folder") from e

@@ -190,6 +190,7 @@ def test_bad_options(call, path, tmp_path):
         ({"store": path, "annotator": "ada", "rating_scale": ["1", "x"]}, "is a number"),
         ({"store": str(tmp_path / "no.db"), "import": "none.jsonl"}, "no such file"),
         ({"store": path, "export": path}, "written over another"),
+        ({"store": path, "export": str(tmp_path)}, "a file stands where a folder is needed, or the reverse"),
         (
             {"store": path, "export": str(tmp_path / "w.jsonl"), "written": f"{tmp_path}/./w.jsonl"},
             "written over another",
