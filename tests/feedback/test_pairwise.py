@@ -313,7 +313,8 @@ def test_a_key_goes_nowhere_else(monkeypatch):
         ({"url": f"https://me:{SECRET}@localhost/v1"}, "holds no key"),
         ({"url": f"http://localhost/v1?key={SECRET}"}, "holds no key"),
         ({"url": "file:///etc/passwd"}, "begins with http"),
-        ({"url": "http://localhost/v1", "timeout": 0.0}, "a timeout above 0"),
+        ({"url": "http://localhost/v1", "timeout": 0.0}, "a finite timeout above 0"),
+        ({"url": "http://localhost/v1", "timeout": float("nan")}, "a finite timeout above 0"),
     ):
         with pytest.raises(UserError, match=message) as error:
             Endpoint(**({"model": "m"} | options))
