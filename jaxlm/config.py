@@ -378,6 +378,8 @@ def to_json(cfg) -> str:
 def from_json(cls: type, text: str):
     """Reads what `to_json` wrote; refuses a schema that this version does not know."""
     d = json.loads(text)
+    if not isinstance(d, dict):
+        raise UserError("config is no JSON object")
     version = d.pop("schema_version", None)
     if version != SCHEMA_VERSION:
         raise UserError(f"config has schema_version {version}, this jaxlm reads {SCHEMA_VERSION}")

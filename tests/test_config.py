@@ -167,6 +167,9 @@ def test_check_finds_a_wrong_value_at_any_depth():
 
 def test_json_of_another_schema_or_with_unknown_fields_is_refused():
     text = config.to_json(Root())
+    for other in ("[]", "null"):
+        with pytest.raises(UserError, match="config is no JSON object"):
+            config.from_json(Root, other)
     with pytest.raises(UserError, match="schema_version 99"):
         config.from_json(Root, text.replace('"schema_version": 1', '"schema_version": 99'))
     with pytest.raises(UserError, match=r"unknown path 'coumt'.*count"):
