@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from jaxlm import config, storage
 from jaxlm.config import UserError
-from jaxlm.run import log, objectives, report
+from jaxlm.run import checkpoint, log, objectives, report
 from jaxlm.run.experiment import Experiment
 from jaxlm.run.statistics import CONFIDENCE, noise_floor, paired_difference, summarize, verdict
 from jaxlm.steps import preference
@@ -105,11 +105,14 @@ def steps_at_equal_flops(baseline_steps: int, baseline_flops: float, variant_flo
 
 # ---------------------------------------------------------------------------------------------------------- outcomes
 def final_metrics(workdir, steps: int) -> dict[str, float] | None:
-    """The `eval/...` metrics after the last update; None when the run has not got there."""
+    """The `eval/...` metrics after the last update; None when the run has not got there, and was not ended before."""
     try:
         records = log.read_metrics(workdir)
     except UserError:  # nothing has been trained there yet
         return None
+    chosen = storage.path(workdir) / checkpoint.CHOSEN
+    if records and chosen.exists() and storage.read_json(chosen)["ended"] == records[-1]["step"]:
+        steps = records[-1]["step"]  # it has not gone on since an alarm ended it
     return next(
         ({k: v for k, v in r.items() if k.startswith("eval/")} or None for r in records if r["step"] == steps), None
     )

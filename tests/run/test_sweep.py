@@ -14,7 +14,7 @@ from jaxlm.nn import flops, lora
 from jaxlm.nn.lora import LoRA
 from jaxlm.nn.transformer import ModelConfig
 from jaxlm.optim.optimizers import Muon
-from jaxlm.run import sweep
+from jaxlm.run import checkpoint, sweep
 from jaxlm.run.experiment import Experiment
 from jaxlm.run.sweep import Variant
 from jaxlm.steps.preference import Preference
@@ -170,3 +170,7 @@ def test_only_the_last_step_counts(tmp_path):
     assert sweep.final_metrics(tmp_path, 10) == {"eval/x/loss": 2.0}
     assert sweep.final_metrics(tmp_path, 20) is None
     assert sweep.final_metrics(tmp_path / "nothing", 20) is None
+    chosen = tmp_path / checkpoint.CHOSEN  # an alarm has ended it there, or at 5, from where it has gone on
+    for ended, found in ((10, {"eval/x/loss": 2.0}), (5, None)):
+        chosen.write_text(json.dumps({"schema_version": 1, "step": 2, "ended": ended, "back": 2}))
+        assert sweep.final_metrics(tmp_path, 20) == found
