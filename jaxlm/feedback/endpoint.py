@@ -56,7 +56,9 @@ class Endpoint:
         if not self.is_local and self.key_variable is not None and url.scheme != "https":
             raise UserError(f"a key is sent to {url.hostname} over https only")
         if not 0 < self.timeout < float("inf") or self.retries < 0 or self.workers < 1 or self.max_tokens < 1:
-            raise UserError("an endpoint needs a finite timeout above 0, retries from 0 on, workers and max_tokens of 1")
+            raise UserError(
+                "an endpoint needs a finite timeout above 0, retries of at least 0, workers and max_tokens of 1"
+            )
 
     @property
     def is_local(self) -> bool:
