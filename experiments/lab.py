@@ -65,9 +65,7 @@ def small() -> Lab:
         policy=policy,
         gold=replace(SMALL, width=96, hidden=256, init=FanInInit(scale=1.5)),
         proxy=override(reward_tiny(), settings),
-        rl=override(
-            rl, {"train.steps": 120, "train.batch_size": 128, "evaluation.every": 120, "checkpoint.every": 40}
-        ),
+        rl=override(rl, {"train.steps": 120, "train.batch_size": 128, "evaluation.every": 120, "checkpoint.every": 40}),
     )
 
 
