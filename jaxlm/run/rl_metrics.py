@@ -197,7 +197,7 @@ class Alarms:
     """A sink of metrics that says once what looks like reward hacking, as soon as the records show it.
 
     p: the objective, whose `gold` says what is wanted. every: `train.log_every`; a record between is that of a restart,
-    and nothing may hang on it. before: the records of the run so far.
+    an evaluation, a save or the end, and nothing may hang on it. before: the records of the run so far.
     """
 
     def __init__(self, p: PolicyGradient, every: int, progress: Progress, before: Sequence[dict] = ()):

@@ -105,7 +105,10 @@ def steps_at_equal_flops(baseline_steps: int, baseline_flops: float, variant_flo
 
 # ---------------------------------------------------------------------------------------------------------- outcomes
 def final_metrics(workdir, steps: int) -> dict[str, float] | None:
-    """The `eval/...` metrics after the last update; None when the run has not got there, and was not ended before."""
+    """The `eval/...` metrics after the last update; None when the run has not got there.
+
+    Of a run that an alarm has ended they are those at its end, not of the checkpoint that others read.
+    """
     try:
         records = log.read_metrics(workdir)
     except UserError:  # nothing has been trained there yet

@@ -31,7 +31,7 @@ class NextToken:
     one does. Greedily decoded, a thought breaks off where the best guess has less than 0.62 at 1, and less than 0.78 at
     2. See `losses.lm.doubt_loss`.
 
-    Of thoughts that the loss mask leaves whole, those that an answer follows may be work, such as the steps of a sum:
+    Of thoughts that the loss mask leaves whole, those that something follows may be work, such as the steps of a sum:
     who breaks off there has nothing left but to guess. With `doubt_in="asides"` only thoughts that end their turn teach
     doubt, such as those of `Thoughts`, beside the places left out.
     """
@@ -74,11 +74,11 @@ def partly_left_out(tokens_BT, mask_BT):
     return inside & jnp.any(same & (inside & ~mask_BT)[:, None, :], axis=2)
 
 
-def asides(tokens_BT):
-    """bool [B, T - 1]: whether a place is inside a thought that ends its turn, of rows of T tokens."""
-    tokens, after = tokens_BT[:, :-1], jnp.pad(tokens_BT, ((0, 0), (0, 1)))[:, 2:]
+def asides(row):
+    """bool [B, T]: whether a place is inside a thought that ends its turn, of whole rows [B, T + 1]."""
+    tokens, following, after = row[:, :-1], row[:, 1:], jnp.pad(row, ((0, 0), (0, 1)))[:, 2:]
     inside, thought = inside_thoughts(tokens), jnp.cumsum(tokens == THINK, axis=1)
-    last = inside & (tokens_BT[:, 1:] == THINK_END) & (after == TURN_END)
+    last = inside & (following == THINK_END) & (after == TURN_END)
     same = thought[:, :, None] == thought[:, None, :]
     return inside & jnp.any(same & last[:, None, :], axis=2)
 

@@ -322,7 +322,7 @@ def _function(name: str, values: list[Fraction]) -> Fraction:
     if name in ("min", "max"):
         if len(values) == 1:  # max(1,200) has read 1,200 as one number
             shown = format_value(values[0])[:20]
-            raise CalculatorError(f"{name} of the one value {shown}: put a space after each comma between values")
+            raise CalculatorError(f"{name} of the one value {shown}: it takes several, a space after each comma")
         return min(values) if name == "min" else max(values)
     if name == "round" and len(values) == 2 and values[1].denominator == 1 and abs(values[1]) <= EXACT_DIGITS:
         step = Fraction(10) ** values[1].numerator

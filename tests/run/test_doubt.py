@@ -31,7 +31,11 @@ def test_where_doubt_is_learned_is_nothing_without_doubt():
 
 def test_doubt_needs_the_symbols_of_a_thought():
     objectives.check_tokenizers(with_doubt(1.0), BytesTokenizer())
-    other = types.SimpleNamespace(control={"<think>": 7, "</think>": 90})
-    objectives.check_tokenizers(with_doubt(None), other)
-    with pytest.raises(UserError, match=r"objective\.doubt is learned in thoughts, and this tokenizer has no symbols"):
-        objectives.check_tokenizers(with_doubt(1.0), other)
+    known = BytesTokenizer().control
+    for symbol in ("<think>", "</think>", "<|im_end|>"):
+        other = types.SimpleNamespace(control=known | {symbol: 90})
+        objectives.check_tokenizers(with_doubt(None), other)
+        with pytest.raises(
+            UserError, match=r"objective\.doubt is learned in thoughts, and this tokenizer has no symbols"
+        ):
+            objectives.check_tokenizers(with_doubt(1.0), other)

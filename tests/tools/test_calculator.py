@@ -93,7 +93,7 @@ ERRORS = {
     "1.2.3": "two decimal points",
     "sqrt(-1)": "negative",
     "sqrt(1,2)": "one value",
-    "max(1,200)": "max of the one value 1200: put a space after each comma",
+    "max(1,200)": "max of the one value 1200: it takes several",
     "min(3,100) + 1": "of the one value 3100",
     "3.5!": "factorial",
     "9^9^9": "digits",
