@@ -66,7 +66,7 @@ def test_a_cache_in_another_dtype_is_told_with_its_bytes_and_its_distance(params
     r = bench_decode.suite({"toy": lambda: (cfg, params)}, load, "float32", None, lambda _: None)
     told = r["toy, cache"]
     assert told["dtype"] == "int8" and told["bytes a token"] == 2 * (2 * 2 * (16 + 4) + 8)
-    assert told["MB a slot"] == pytest.approx(1e-6 * 64 * told["bytes a token"])
+    assert told["MB a slot"] == pytest.approx(1e-6 * 16 * told["bytes a token"])
     gap = {k: float(v) for k, v in told["|logp - trainer's|, nats"].items()}
     assert told["tokens compared"] == 8 * 8 and 1e-5 < gap["mean"] < gap["max"] < 0.2
     assert "toy, cache\n  dtype" in bench_rows.table(r)
